@@ -1,0 +1,5 @@
+"""Random sketches: answers about large data from small, random summaries."""
+
+from algokit._lazy import lazy_submodules
+
+__getattr__, __dir__, __all__ = lazy_submodules(__name__, __path__)

@@ -1,0 +1,51 @@
+"""Fixtures shared by every test of the package."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from algokit.arrays import kind_of
+
+settings.register_profile("book", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "book"))
+
+BACKENDS = ("numpy", "array_api_strict", "jax", "torch", "cupy")
+
+
+def _maker(backend: str) -> Callable[[np.ndarray], Any]:
+    """Function that turns a NumPy array into one of the backend, in double precision; skips where it is missing."""
+    module = pytest.importorskip("jax.numpy" if backend == "jax" else backend)
+    if backend == "cupy" and not _has_gpu(module):
+        pytest.skip("no CUDA device")
+    if backend == "jax":
+        importlib.import_module("jax").config.update("jax_enable_x64", True)
+    return module.asarray
+
+
+def _has_gpu(cupy: Any) -> bool:
+    try:
+        return cupy.cuda.runtime.getDeviceCount() > 0
+    except Exception:
+        return False
+
+
+@pytest.fixture(params=BACKENDS)
+def xp_array(request: pytest.FixtureRequest) -> Callable[[np.ndarray], Any]:
+    """For each backend present: ``make(numpy_array)`` gives that backend's array; ``make.kind`` is its name."""
+    make = _maker(request.param)
+
+    def convert(x: Any) -> Any:
+        made = make(np.asarray(x))
+        assert kind_of(made) == request.param
+        return made
+
+    convert.kind = request.param  # type: ignore[attr-defined]
+    return convert

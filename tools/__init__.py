@@ -1,0 +1,1 @@
+"""Small programs behind the Makefile; each runs as ``python -m tools.<name>``."""
