@@ -221,8 +221,11 @@ def check_sparse(
         If a rule does not hold.
     """
     if sp.issparse(x):
-        check_array(x.data, name, ndim=1, finite=finite, min_size=0, low=low)
-        csr = sp.csr_array(x, dtype=np.float64, copy=True)
+        if x.ndim != 2:
+            raise ValueError(f"{name} must have 2 dimension(s), got shape {x.shape}")
+        csr = sp.csr_array(x, copy=True)
+        check_array(csr.data, name, ndim=1, finite=finite, min_size=0, low=low)
+        csr = csr.astype(np.float64)
     else:
         dense = check_array(x, name, ndim=2, finite=finite, low=low)
         if not isinstance(dense, np.ndarray):
