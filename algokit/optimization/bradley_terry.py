@@ -694,7 +694,7 @@ def _sequential(games: _Games, start: np.ndarray, rule: _Rule) -> tuple[np.ndarr
 
 @njit(cache=True, error_model="numpy", fastmath=_REASSOCIATE)
 def _update(i: int, games: _Games, pi: np.ndarray, rule: _Rule) -> float:
-    """New strength of player i: the chapter's eq. (8), with the prior's two games."""
+    """New strength of player i: the chapter's eq. (6), with the prior's two games."""
     mine = pi[i]
     over = rule.prior * (rule.alpha * mine + 1.0) / (mine + 1.0)
     under = rule.prior * (rule.alpha + 1.0) / (mine + 1.0)
@@ -721,6 +721,20 @@ def _centre(pi: np.ndarray) -> None:
 
 
 @njit(cache=True, error_model="numpy")
+def _rescale(pi: np.ndarray, rule: _Rule) -> None:
+    """Fix the common scale, which the games do not see.
+
+    Without a prior: geometric mean 1. With it, the prior alone pulls the scale, a little in each sweep: give the scale
+    an update of its own, Newman's for one more player (eq. (8) of the chapter).
+    """
+    if rule.prior == 0.0:
+        _centre(pi)
+    else:
+        below = (1.0 / (1.0 + pi)).sum()
+        pi *= below / (len(pi) - below)
+
+
+@njit(cache=True, error_model="numpy")
 def _moved(pi: np.ndarray, before: np.ndarray) -> float:
     """Root mean square change of pi / (1 + pi) since ``before``, which is brought up to date."""
     change = 0.0
@@ -738,8 +752,7 @@ def _sweeps(games: _Games, pi: np.ndarray, rule: _Rule, history: np.ndarray) -> 
     for sweep in range(rule.max_sweeps):
         for i in range(games.n):
             pi[i] = _update(i, games, pi, rule)
-        if rule.prior == 0.0:
-            _centre(pi)
+        _rescale(pi, rule)
         history[sweep] = _moved(pi, before)
         if history[sweep] < rule.tol:
             return sweep + 1, False
@@ -764,8 +777,8 @@ def _sweeps_log(games: _Games, lam: np.ndarray, rule: _Rule, history: np.ndarray
                 under += (rule.alpha * games.won[k] + games.lost[k]) * p
             if over > 0.0 and under > 0.0:
                 lam[i] += np.log(over) - np.log(under)
-        if rule.prior == 0.0:
-            lam -= lam.mean()
+        now = 1.0 / (1.0 + np.exp(-lam))
+        lam -= lam.mean() if rule.prior == 0.0 else np.log(now.sum() / (1.0 - now).sum())
         now = 1.0 / (1.0 + np.exp(-lam))
         history[sweep] = np.sqrt(((now - before) ** 2).mean())
         before = now
@@ -789,8 +802,7 @@ def _sweeps_simultaneous(games: _Games, pi: np.ndarray, rule: _Rule, history: np
         for i in prange(games.n):
             new[i] = np.sqrt(pi[i] * _update(i, games, pi, rule))
         pi[:] = new
-        if rule.prior == 0.0:
-            _centre(pi)
+        _rescale(pi, rule)
         history[sweep] = _moved(pi, before)
         if history[sweep] < rule.tol:
             return sweep + 1
@@ -837,6 +849,9 @@ def _simultaneous_gpu(games: _Games, start: np.ndarray, rule: _Rule) -> tuple[np
         kernel(blocks, (256,), (*table, pi, new, np.int64(games.n), np.float64(rule.alpha), np.float64(rule.prior)))
         if rule.prior == 0.0:
             new *= cupy.exp(-cupy.log(new).mean())
+        else:
+            below = (1.0 / (1.0 + new)).sum()
+            new *= below / (games.n - below)
         change = new / (1.0 + new) - pi / (1.0 + pi)
         history.append(float(cupy.sqrt((change * change).mean())))
         pi, new = new, pi
@@ -866,8 +881,7 @@ def _sweeps_ties(games: _Games, pi: np.ndarray, nu: float, rule: _Rule, history:
                 under += (rule.alpha * games.won[k] + games.lost[k]) * (1.0 + draw / mine) * r
             if over > 0.0 and under > 0.0:
                 pi[i] = over / under
-        if rule.prior == 0.0:
-            _centre(pi)
+        _rescale(pi, rule)
         expected = 0.0  # number of ties expected at nu, divided by nu; both directions, hence twice
         for i in range(games.n):
             for k in range(games.indptr[i], games.indptr[i + 1]):
@@ -910,8 +924,7 @@ def _sweeps_rankings(ballots: _Ballots, pi: np.ndarray, rule: _Rule, history: np
                     p = ballots.where[q]
                     for stage in range(p, first[p] - 1, -1):
                         left[stage] = pi[ballots.items[stage]] + (0.0 if last[stage] else left[stage + 1])
-        if rule.prior == 0.0:
-            _centre(pi)
+        _rescale(pi, rule)
         history[sweep] = _moved(pi, before)
         if history[sweep] < rule.tol:
             return sweep + 1
@@ -927,7 +940,7 @@ def _log_likelihood(games: _Games, lam: np.ndarray) -> float:
     d = lam[rows[once]] - lam[games.indices[once]]
     won, lost = games.won[once], games.lost[once]
     softplus = np.log1p(np.exp(-np.abs(d)))  # NumPy's vectorised exponential beats a compiled loop
-    return float(won @ np.minimum(d, 0.0) - lost @ np.maximum(d, 0.0) - (won + lost) @ softplus)
+    return float((won * np.minimum(d, 0.0) - lost * np.maximum(d, 0.0) - (won + lost) * softplus).sum())
 
 
 @njit(cache=True, error_model="numpy")

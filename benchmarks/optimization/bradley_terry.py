@@ -92,7 +92,7 @@ def choix_ilsr(data: League) -> np.ndarray:
 
 def choix_mm(data: League) -> np.ndarray:
     """Zermelo's iteration, all players at once."""
-    return choix.mm_pairwise(data.n, data.games, alpha=0.0, tol=1e-5)
+    return choix.mm_pairwise(data.n, data.games, alpha=0.0, tol=1e-8)
 
 
 def logistic_regression(data: League) -> np.ndarray:
