@@ -571,7 +571,7 @@ def _start(init: Any, n: int) -> np.ndarray:
 
 
 def _ballots(rankings: Any, n: int | None) -> _Ballots:
-    if not isinstance(rankings, (list, tuple, np.ndarray)) or (is_array(rankings) and rankings.ndim == 0):
+    if not isinstance(rankings, (list, tuple, np.ndarray)) or (isinstance(rankings, np.ndarray) and not rankings.ndim):
         raise TypeError(f"rankings must be a sequence of sequences of integers, got {type(rankings).__name__}")
     rows = [to_numpy(check_array(r, "rankings", ndim=1, dtype="integer", min_size=2, low=0)) for r in rankings]
     if not rows:
