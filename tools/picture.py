@@ -1,6 +1,6 @@
 """The README's picture: the thumbnails of the first chapters, side by side.
 
-    python -m tools.picture
+python -m tools.picture
 """
 
 from __future__ import annotations

@@ -90,18 +90,7 @@ def test_notebook_installs_its_package_and_runs(clone: Path, fresh: Path, tmp_pa
 
 def test_package_alone_imports_and_computes(clone: Path, fresh: Path, tmp_path: Path) -> None:
     """`pip install .`, as the README says, then a call from elsewhere; without JAX, CuPy or matplotlib in the way."""
-    run(
-        fresh,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--disable-pip-version-check",
-        "--force-reinstall",
-        "--no-deps",
-        ".",
-        cwd=clone,
-    )
+    run(fresh, "-m", "pip", "install", "-q", "--disable-pip-version-check", ".", cwd=clone)
     code = (
         "import algokit, pathlib, numpy as np;"
         "from algokit.optimization.bradley_terry import bradley_terry;"
