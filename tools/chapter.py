@@ -9,8 +9,10 @@ are missing. Nothing is overwritten.
 from __future__ import annotations
 
 import argparse
+import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import jupytext
 
@@ -46,7 +48,9 @@ def main() -> None:
     _make_part(part, slug)
     for path, template in files.items():
         _write(path, _fill(template, part, slug))
-    _write(notebook, nbs.dump(jupytext.reads(_fill("chapter.py", part, slug), fmt="py:percent")))
+    nb = jupytext.reads(_fill("chapter.py", part, slug), fmt="py:percent")
+    nb.metadata["algokit"]["papers"] = _papers(part, slug)
+    _write(notebook, nbs.dump(nb))
     _add_to_toc(part, slug)
     _add_to_api(part, slug)
     outcome = execute(notebook)
@@ -54,6 +58,24 @@ def main() -> None:
         raise SystemExit(outcome.error)
     print("\n".join(str(p.relative_to(root)) for p in (notebook, *files)))
     print("Now read book/writing_a_chapter.md, and fill in the paper's metadata.")
+
+
+def _papers(part: str, slug: str) -> list[dict[str, Any]]:
+    """The chapter's papers as book/papers.csv has them; a line to be filled in where it has none."""
+    path = nbs.ROOT / "book" / "papers.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        columns, rows = list(reader.fieldnames or ()), list(reader)
+    mine = [row for row in rows if (row["part"], row["slug"]) == (part, slug)]
+    if not mine and part != "foundations":  # chapters there are our own
+        mine = [dict.fromkeys(columns, "") | {"part": part, "slug": slug, "title": "Title of the paper"}]
+        with path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, columns, lineterminator="\n").writerow(mine[0])
+    known = ("title", "authors", "year", "venue", "arxiv")
+    papers = [{key: row.get(key) or None for key in known} | {"code": None, "code_license": None} for row in mine]
+    for paper in papers:
+        paper["year"] = int(paper["year"]) if paper["year"] else None
+    return papers
 
 
 def _title(name: str) -> str:

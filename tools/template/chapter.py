@@ -4,14 +4,7 @@
 #     part: __PART__
 #     slug: __SLUG__
 #     promise: "One sentence: what the reader gains."
-#     papers:
-#     - title: "Title of the paper"
-#       authors: "A. Author, B. Author"
-#       year: 2024
-#       venue: "Venue"
-#       arxiv: "0000.00000"
-#       code: null
-#       code_license: null
+#     papers: []
 #     api:
 #     - algokit.__PART__.__SLUG__.compensated_sum
 #   kernelspec:
