@@ -21,7 +21,7 @@ test: book  ## Lint, types, architecture, tests, every notebook, the site in a b
 	$(PY) -m tools.test
 
 serve: .venv/installed  ## Serve the site on localhost, rebuilt on save
-	.venv/bin/jupyter-book config sphinx . && .venv/bin/sphinx-autobuild . _build/html --ignore '*/.*' --ignore '*/_build/*' --open-browser
+	.venv/bin/jupyter-book config sphinx . && PYTHONPATH=book/_ext .venv/bin/sphinx-autobuild . _build/html --ignore '*/.*' --ignore '*/_build/*' --open-browser
 
 lab: .venv/installed  ## Open the notebooks in JupyterLab
 	.venv/bin/jupyter lab notebooks
