@@ -102,7 +102,7 @@ def logistic_regression(data: League) -> np.ndarray:
     columns = np.stack([data.winners, data.losers], axis=1).ravel()
     x = sp.csr_matrix((np.tile([1.0, -1.0], m), (rows, columns)), shape=(m, data.n))
     x, y = sp.vstack([x, -x]), np.repeat([1, 0], m)
-    return LogisticRegression(C=1e9, fit_intercept=False, tol=1e-4, max_iter=10_000).fit(x, y).coef_[0]
+    return LogisticRegression(C=1e9, fit_intercept=False, tol=1e-7, max_iter=10_000).fit(x, y).coef_[0]
 
 
 def lbfgs(data: League) -> np.ndarray:
