@@ -406,7 +406,7 @@ def check_same_length(**arrays: Array) -> int:
     ...
     ValueError: x and y must have the same length, got 2 and 1
     """
-    lengths = [len(a) for a in arrays.values()]
+    lengths = [a.shape[0] if is_array(a) else len(a) for a in arrays.values()]
     if len(set(lengths)) > 1:
         *head, last = arrays
         got = ", ".join(map(str, lengths[:-1])) + f" and {lengths[-1]}"

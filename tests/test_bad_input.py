@@ -216,7 +216,7 @@ def test_bad_input_is_refused_by_name(call: Call, argument: str) -> None:
 def _names(message: str, argument: str) -> bool:
     """Whether a message names the argument; scikit-learn's own messages about X and y speak of the data instead."""
     sklearn = argument in ("X", "y") and re.search(
-        r"array|sample|feature|label|class|target|Reshape|dtype|convert string|float\\(\\) argument", message
+        r"array|sample|feature|label|class|target|Reshape|dtype|convert string|float\(\) argument", message
     )
     return bool(sklearn or re.search(rf"\b{argument}\b", message))
 
