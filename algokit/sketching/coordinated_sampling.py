@@ -1,0 +1,794 @@
+r"""Coordinated row sampling: :math:`A^\top B` from samples of A and B that were drawn apart, with a shared seed.
+
+Priority sampling (exactly k rows) and threshold sampling (k rows on average) of Daliri, Freire, Li and Musco (2025),
+with merging, streaming and least squares over a join; CountSketch and a Johnson-Lindenstrauss sketch as baselines.
+
+Reference: M. Daliri, J. Freire, D. Li, C. Musco, ICLR 2025, arXiv:2501.17836.
+Chapter: notebooks/sketching/coordinated_sampling.ipynb.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from numba import njit
+
+from algokit.arrays import Array, from_numpy, pick_kernel, to_numpy
+from algokit.checks import AlgokitWarning, check_allocation, check_array, check_float, check_int, check_one_of
+
+__all__ = [
+    "CoordinatedSampler",
+    "JoinFit",
+    "RowSketch",
+    "countsketch",
+    "jl_sketch",
+    "merge_sketches",
+    "shared_uniforms",
+    "sketch_rows",
+    "sketched_join_lstsq",
+    "sketched_product",
+]
+
+METHODS = ("priority", "threshold", "threshold-adaptive")
+WEIGHTS = ("norm2", "uniform", "leverage")
+MAX_SEED = 2**63 - 1
+
+
+def shared_uniforms(keys: Any, *, seed: int) -> np.ndarray:
+    r"""Uniform numbers :math:`h(\text{key})\in(0,1)` that everybody who knows the seed computes alike.
+
+    Parameters
+    ----------
+    keys : array-like of int, str or bytes, shape (n,)
+        Join keys. Strings are hashed as UTF-8; a string and its bytes are the same key.
+    seed : int
+        The shared seed, in [0, 2^63).
+
+    Returns
+    -------
+    numpy.ndarray, shape (n,), float64
+        Never 0 and never 1.
+
+    Raises
+    ------
+    TypeError
+        If keys are neither integers nor strings.
+    ValueError
+        If ``keys`` is not one-dimensional or is empty, or the seed is out of range.
+
+    Notes
+    -----
+    No stream of random numbers is consumed: h is a function (two rounds of the splitmix64 mixer), so the order in which
+    rows arrive, the machine and the number of threads do not matter.
+
+    Examples
+    --------
+    >>> shared_uniforms([3, 14, 15], seed=0).round(4)
+    array([0.1291, 0.6547, 0.5619])
+    >>> bool(shared_uniforms(["a", "b"], seed=0)[1] == shared_uniforms([b"b"], seed=0)[0])
+    True
+    """
+    keys = _keys(keys, None)
+    return _uniforms(keys, _state(seed, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class RowSketch:
+    r"""Sampled rows of a matrix, with what is needed to undo the sampling; made by :func:`sketch_rows`.
+
+    Attributes
+    ----------
+    keys : numpy.ndarray, shape (m,), int64
+        Keys of the rows kept, ascending (64-bit fingerprints where the keys were strings).
+    rows : array or scipy.sparse.csr_array, shape (m, d)
+        The rows themselves, of the kind of the matrix.
+    norms : numpy.ndarray, shape (m,)
+        :math:`\|A_i\|_2` of each (or what stands in for it: 1 for uniform weights, the root of the leverage).
+    tau : float
+        Threshold for :math:`\sqrt{h(i)}/\|A_i\|`; infinite if every non-zero row was kept. It is the root of the
+        paper's :math:`\tau`: roots cannot overflow where squared norms would.
+    size : int
+        Rows asked for, k.
+    method, weights : str
+        As given to :func:`sketch_rows`.
+    seed : int
+        The shared seed.
+    n_rows_seen : int
+        Rows of the matrix, zero rows included.
+    """
+
+    keys: np.ndarray
+    rows: Any
+    norms: np.ndarray
+    tau: float
+    size: int
+    method: str
+    weights: str
+    seed: int
+    n_rows_seen: int
+
+    @property
+    def n_words(self) -> int:
+        """Numbers stored: keys, norms, and of the rows every entry (dense) or every non-zero with its column."""
+        stored = 2 * self.rows.nnz if sp.issparse(self.rows) else math.prod(self.rows.shape)
+        return int(stored + 2 * len(self.keys) + 1)
+
+
+class JoinFit(NamedTuple):
+    """Least squares over the rows that two tables share.
+
+    Attributes
+    ----------
+    coef : array, shape (d,), or (d, m) for m > 1 targets
+        Coefficients.
+    n_common : int
+        Sampled rows with a key in both sketches.
+    weights : numpy.ndarray, shape (n_common,)
+        One over the probability of each: how many joined rows it stands for.
+    """
+
+    coef: Array
+    n_common: int
+    weights: np.ndarray
+
+
+def sketch_rows(
+    A: Any, size: int, *, keys: Any = None, seed: int, method: str = "priority", weights: str = "norm2"
+) -> RowSketch:
+    r"""Sample rows of A with probability growing with their norm, by a hash of their keys.
+
+    ``"priority"`` keeps the k rows of smallest rank :math:`h(i)/\|A_i\|^2`; the next rank is the threshold
+    :math:`\tau`. ``"threshold"`` keeps row i if :math:`h(i)\le t\|A_i\|^2` with :math:`t=k/\|A\|_F^2`;
+    ``"threshold-adaptive"`` raises t until k rows are expected although probabilities stop at 1.
+
+    Parameters
+    ----------
+    A : array or sparse array, shape (n, d)
+        NumPy, SciPy sparse, or another dense array on the host; float32 stays float32.
+    size : int
+        Rows to keep, k: exactly (at most, for short tables) or on average.
+    keys : array-like of int, str or bytes, shape (n,), optional
+        Distinct; by default the row numbers.
+    seed : int
+        The shared seed: sketches can be combined only if it is the same.
+    method : {"priority", "threshold", "threshold-adaptive"}, default "priority"
+        The rule.
+    weights : {"norm2", "uniform", "leverage"}, default "norm2"
+        What takes the place of :math:`\|A_i\|^2`: itself, 1, or the leverage :math:`A_i(A^\top A)^+A_i^\top`. Whatever
+        it is, products stay unbiased.
+
+    Returns
+    -------
+    RowSketch
+        The sample. Zero rows are never in it.
+
+    Raises
+    ------
+    TypeError
+        If ``A`` or ``keys`` is not of the right kind.
+    ValueError
+        If ``A`` is not a finite matrix, ``keys`` repeat or are too few, or a parameter is out of range.
+
+    Notes
+    -----
+    One pass, O(nnz(A) + n). Source: [1]_, section 2. (The rank of the row that defines :math:`\tau` must not be that of
+    a row kept: the estimate would be biased.)
+
+    .. [1] M. Daliri, J. Freire, D. Li, C. Musco, Matrix product sketching via coordinated sampling, ICLR 2025.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A = np.array([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> sketch = sketch_rows(A, 2, seed=0)
+    >>> sketch.keys, sketch.rows.shape
+    (array([0, 3]), (2, 2))
+    """
+    table, like = _table(A)
+    size = check_int(size, "size", low=1)
+    keys = _keys(keys, table.shape[0])
+    state = _state(seed, 0)
+    check_one_of(method, "method", METHODS)
+    check_one_of(weights, "weights", WEIGHTS)
+    norms = _row_norms(table)
+    if weights == "uniform":
+        norms = (norms > 0).astype(np.float64)
+    elif weights == "leverage":
+        norms = _root_leverage(table, norms)
+    ranks = _ranks(keys, norms, state)
+    if method == "priority":
+        chosen, tau = _smallest(ranks, keys, size)
+    else:
+        tau = _root_threshold(norms, size, adaptive=method == "threshold-adaptive")
+        chosen = np.flatnonzero(ranks <= tau) if math.isfinite(tau) else np.flatnonzero(norms > 0)
+    chosen = chosen[np.argsort(keys[chosen])]
+    rows = table[chosen] if sp.issparse(table) else from_numpy(table[chosen], like=like)
+    return RowSketch(keys[chosen], rows, norms[chosen], tau, size, method, weights, int(seed), table.shape[0])
+
+
+def merge_sketches(first: RowSketch, *others: RowSketch) -> RowSketch:
+    """The sketch of several tables stacked, from their sketches alone.
+
+    Parameters
+    ----------
+    first, *others : RowSketch
+        Of the same seed, size, method (``"priority"`` or ``"threshold"``) and weights (not leverage, which depends on
+        the whole table), with disjoint keys.
+
+    Returns
+    -------
+    RowSketch
+        What :func:`sketch_rows` gives for the stacked tables: the same for ``"priority"``, the same up to rounding of
+        the threshold for ``"threshold"``.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not a RowSketch.
+    ValueError
+        If they do not belong together, or keys overlap.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A = np.random.default_rng(0).normal(size=(100, 3))
+    >>> parts = [sketch_rows(A[:60], 10, keys=range(60), seed=1), sketch_rows(A[60:], 10, keys=range(60, 100), seed=1)]
+    >>> merged, whole = merge_sketches(*parts), sketch_rows(A, 10, seed=1)
+    >>> bool((merged.keys == whole.keys).all()), merged.tau == whole.tau
+    (True, True)
+    """
+    sketches = (first, *others)
+    _check_sketch(first, "first")
+    for sketch in others:
+        _check_sketch(sketch, "others")
+    for name in ("seed", "size", "method", "weights"):
+        if len({getattr(s, name) for s in sketches}) > 1:
+            raise ValueError(f"sketches must have the same {name}")
+    if len({s.rows.shape[1] for s in sketches}) > 1 or len({sp.issparse(s.rows) for s in sketches}) > 1:
+        raise ValueError("sketches must have rows of the same width and kind")
+    if first.method == "threshold-adaptive":
+        raise ValueError("sketches must not be 'threshold-adaptive': their threshold cannot be found from the parts")
+    if first.weights == "leverage":
+        raise ValueError("sketches must not have 'leverage' weights: these depend on the whole table")
+    keys = np.concatenate([s.keys for s in sketches])
+    _check_distinct(keys, "sketches must have disjoint keys")
+    norms = np.concatenate([s.norms for s in sketches])
+    ranks = _ranks(keys, norms, _state(first.seed, 0))
+    if first.method == "priority":
+        # each part's k + 1 smallest ranks are here, so the k + 1 smallest of the whole are; a tau is no row to keep
+        pool = np.concatenate([ranks, [s.tau for s in sketches]])
+        tau = float(np.partition(pool, first.size)[first.size]) if len(pool) > first.size else math.inf
+        chosen = _smallest(ranks, keys, first.size)[0]
+    else:
+        tau = 1 / math.hypot(*(1 / s.tau for s in sketches)) if any(s.tau < math.inf for s in sketches) else math.inf
+        chosen = np.flatnonzero(ranks <= tau)
+    chosen = chosen[np.argsort(keys[chosen])]
+    if sp.issparse(first.rows):
+        rows = sp.csr_array(sp.vstack([s.rows for s in sketches], format="csr"))[chosen]
+    else:
+        rows = from_numpy(np.concatenate([to_numpy(s.rows) for s in sketches])[chosen], like=first.rows)
+    seen = sum(s.n_rows_seen for s in sketches)
+    return RowSketch(keys[chosen], rows, norms[chosen], tau, first.size, first.method, first.weights, first.seed, seen)
+
+
+def sketched_product(SA: RowSketch, SB: RowSketch) -> Any:
+    r"""Unbiased estimate of :math:`A^\top B` from two sketches.
+
+    .. math:: W=\sum_{i\in\mathcal K_A\cap\mathcal K_B}
+              \frac{A_i^\top B_i}{\min\{1,\;\|A_i\|^2\tau_A,\;\|B_i\|^2\tau_B\}}.
+
+    Parameters
+    ----------
+    SA, SB : RowSketch
+        Sketches of A, shape (n, d), and B, shape (n, m), by the same seed and method.
+
+    Returns
+    -------
+    array, shape (d, m), or scipy.sparse.csr_array if both have sparse rows
+        W; of the kind of the rows of ``SA``.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not a RowSketch.
+    ValueError
+        If seeds or methods differ.
+
+    Warns
+    -----
+    AlgokitWarning
+        If no key is in both sketches: then the estimate is zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A, B = np.arange(8.0).reshape(4, 2), np.ones((4, 1))
+    >>> sketched_product(sketch_rows(A, 4, seed=0), sketch_rows(B, 4, seed=0))  # nothing left out: exact
+    array([[12.],
+           [16.]])
+    """
+    a, b, p = _join(SA, SB, "SB")
+    if sp.issparse(SA.rows) and sp.issparse(SB.rows):
+        scaled = sp.csr_array(sp.diags_array(1 / p) @ SA.rows[a]) if len(p) else SA.rows[a]
+        return sp.csr_array(scaled.T @ SB.rows[b])
+    left, right = (s.rows if sp.issparse(s.rows) else to_numpy(s.rows) for s in (SA, SB))
+    product = (right[b].T @ (left[a] / p[:, None]) if sp.issparse(right) else left[a].T @ (right[b] / p[:, None])).T
+    product = product if sp.issparse(right) else product.T
+    return from_numpy(np.ascontiguousarray(product), like=SA.rows)
+
+
+def sketched_join_lstsq(SA: RowSketch, Sb: RowSketch, *, ridge: float = 0.0) -> JoinFit:
+    r"""Least squares of one table's column on another's, over the keys that both have, without joining the tables.
+
+    Minimises :math:`\sum_{i}\frac1{p_i}\|A_ix-b_i\|^2+\lambda\|x\|^2` over the sampled common rows, with :math:`p_i`
+    the denominators of :func:`sketched_product`: an unbiased estimate of the objective on the whole join, for every x.
+
+    Parameters
+    ----------
+    SA : RowSketch
+        Sketch of the features, shape (n, d).
+    Sb : RowSketch
+        Sketch of the targets, shape (n, m), best with ``weights="uniform"``: a target close to 0 matters as much as any
+        other. (A target of exactly 0 is taken for a missing key, whatever the weights: add a constant column.)
+    ridge : float, default 0.0
+        Penalty :math:`\lambda`, non-negative, in the units of the objective on the whole join.
+
+    Returns
+    -------
+    JoinFit
+        Coefficients, number of sampled common rows, and their weights.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the right kind.
+    ValueError
+        If seeds or methods differ, or ``ridge`` is negative.
+
+    Warns
+    -----
+    AlgokitWarning
+        If fewer common rows than columns were sampled and ``ridge`` is 0: then the solution of least norm is returned.
+
+    Notes
+    -----
+    This estimator is the book's own; the paper has a section on sketched regression.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A, b = np.eye(3), np.array([[1.0], [2.0], [3.0]])
+    >>> sketches = sketch_rows(A, 5, seed=0), sketch_rows(b[:2], 5, seed=0, weights="uniform")
+    >>> sketched_join_lstsq(*sketches, ridge=1.0)
+    JoinFit(coef=array([0.5, 1. , 0. ]), n_common=2, weights=array([1., 1.]))
+    """
+    ridge = check_float(ridge, "ridge", low=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AlgokitWarning)
+        a, b, p = _join(SA, Sb, "Sb")
+    d = SA.rows.shape[1]
+    if len(p) < d and ridge == 0:
+        warnings.warn(f"only {len(p)} common rows were sampled for {d} columns", AlgokitWarning, stacklevel=2)
+    left, right = (s.rows[i].toarray() if sp.issparse(s.rows) else to_numpy(s.rows)[i] for s, i in ((SA, a), (Sb, b)))
+    root = np.sqrt(1 / p)[:, None]
+    tall = np.concatenate([root * left, math.sqrt(ridge) * np.eye(d)])
+    targets = np.concatenate([root * right, np.zeros((d, right.shape[1]))])
+    coef = np.linalg.lstsq(tall, targets, rcond=None)[0]
+    coef = coef[:, 0] if coef.shape[1] == 1 else coef
+    return JoinFit(from_numpy(coef, like=SA.rows), len(p), 1 / p)
+
+
+class CoordinatedSampler:
+    """A row sketch of a stream: blocks of rows come and go, k rows stay.
+
+    Parameters
+    ----------
+    size : int
+        Rows to keep, k.
+    seed : int
+        The shared seed.
+    method : {"priority", "threshold"}, default "priority"
+        As in :func:`sketch_rows`.
+    weights : {"norm2", "uniform"}, default "norm2"
+        As in :func:`sketch_rows`.
+
+    Attributes
+    ----------
+    sketch_ : RowSketch
+        The sketch of all rows so far.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sampler = CoordinatedSampler(4, seed=0)
+    >>> for start in (0, 10, 20):
+    ...     keys = np.arange(start, start + 10)
+    ...     sampler = sampler.partial_fit(np.ones((10, 2)), keys)
+    >>> sampler.sketch_.n_rows_seen, len(sampler.sketch_.keys)
+    (30, 4)
+    """
+
+    def __init__(self, size: int, *, seed: int, method: str = "priority", weights: str = "norm2") -> None:
+        self.size = check_int(size, "size", low=1)
+        self.seed = check_int(seed, "seed", low=0, high=MAX_SEED)
+        self.method = check_one_of(method, "method", METHODS[:2])
+        self.weights = check_one_of(weights, "weights", WEIGHTS[:2])
+
+    def partial_fit(self, A: Any, keys: Any) -> CoordinatedSampler:
+        """Take in a block of rows.
+
+        Parameters
+        ----------
+        A : array or sparse array, shape (n, d)
+            The rows.
+        keys : array-like of int, str or bytes, shape (n,)
+            Their keys, never seen before. (A repeated key is noticed only while its row is in the sketch.)
+
+        Returns
+        -------
+        CoordinatedSampler
+            Self.
+
+        Raises
+        ------
+        TypeError
+            If ``A`` or ``keys`` is not of the right kind.
+        ValueError
+            If ``A`` is not a finite matrix of the same width as before, or keys repeat.
+        """
+        if keys is None:
+            raise TypeError("keys must be given: the row numbers of a block say nothing about the stream")
+        block = sketch_rows(A, self.size, keys=keys, seed=self.seed, method=self.method, weights=self.weights)
+        before: RowSketch | None = getattr(self, "sketch_", None)
+        if before is not None:
+            width = before.rows.shape[1]
+            if sp.issparse(block.rows) != sp.issparse(before.rows) or block.rows.shape[1] != width:
+                raise ValueError(f"A must have {width} columns, and be sparse or dense as the first block was")
+            if np.isin(block.keys, before.keys).any():
+                raise ValueError("keys must not have been seen before")
+            block = merge_sketches(before, block)
+        self.sketch_ = block
+        return self
+
+
+def countsketch(A: Any, size: int, *, keys: Any = None, seed: int) -> Array:
+    """CountSketch of the rows of A: each is added, with a random sign, to one of ``size`` buckets.
+
+    Parameters
+    ----------
+    A : array or sparse array, shape (n, d)
+        As in :func:`sketch_rows`.
+    size : int
+        Number of buckets.
+    keys : array-like of int, str or bytes, shape (n,), optional
+        As in :func:`sketch_rows`: the same key falls into the same bucket everywhere.
+    seed : int
+        The shared seed.
+
+    Returns
+    -------
+    array, shape (size, d)
+        S(A); ``countsketch(A, ...).T @ countsketch(B, ...)`` estimates the product without bias.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the right kind.
+    ValueError
+        If ``A`` is not a finite matrix, or an argument is out of range.
+
+    Notes
+    -----
+    Source: Clarkson and Woodruff, STOC 2013. O(nnz(A) + size d).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> abs(countsketch(np.array([[2.0, 5.0]]), 1, seed=0))
+    array([[2., 5.]])
+    """
+    table, like, keys, size, state = _linear(A, size, keys, seed)
+    words = _words(keys, state)
+    buckets, signs = (words >> np.uint64(1)) % np.uint64(size), 1.0 - 2.0 * (words & np.uint64(1)).astype(np.float64)
+    picks = sp.csr_array(
+        (signs, (buckets.astype(np.int64), np.arange(len(keys)))), shape=(size, len(keys)), dtype=table.dtype
+    )
+    return _finite(picks @ table, like)
+
+
+def jl_sketch(A: Any, size: int, *, keys: Any = None, seed: int) -> Array:
+    r"""Johnson-Lindenstrauss sketch of the rows of A: a product with a dense matrix of :math:`\pm\text{size}^{-1/2}`.
+
+    Parameters
+    ----------
+    A : array or sparse array, shape (n, d)
+        As in :func:`sketch_rows`.
+    size : int
+        Rows of the sketch.
+    keys : array-like of int, str or bytes, shape (n,), optional
+        As in :func:`sketch_rows`: the same key has the same signs everywhere.
+    seed : int
+        The shared seed.
+
+    Returns
+    -------
+    array, shape (size, d)
+        S(A); ``jl_sketch(A, ...).T @ jl_sketch(B, ...)`` estimates the product without bias.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the right kind.
+    ValueError
+        If ``A`` is not a finite matrix, or an argument is out of range.
+
+    Notes
+    -----
+    Signs come from the hash of the key: nothing is stored. O(size nnz(A)).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> S = jl_sketch(np.array([[2.0, 5.0]]), 4, seed=0)
+    >>> S.shape, float((S**2).sum().round(9))
+    ((4, 2), 29.0)
+    """
+    table, like, keys, size, state = _linear(A, size, keys, seed)
+    out = np.zeros((size, table.shape[1]), table.dtype)
+    step = 1024  # rows at a time: the signs of a block, not of the whole table, are in memory
+    for i in range(0, len(keys), step):
+        signs = _signs(keys[i : i + step], size, state).astype(table.dtype, copy=False)
+        out += np.asarray((table[i : i + step].T @ signs.T).T if sp.issparse(table) else signs @ table[i : i + step])
+    return _finite(out / math.sqrt(size), like)
+
+
+# ------------------------------------------------------------------------------------------------- arguments
+
+
+def _table(A: Any) -> tuple[Any, Any]:
+    """``A`` as a canonical CSR array or a C-ordered NumPy array, and the array whose kind results have."""
+    if sp.issparse(A):
+        if A.ndim != 2 or min(A.shape) < 1:
+            raise ValueError(f"A must have 2 dimension(s) and at least one row and column, got shape {A.shape}")
+        if A.dtype.kind not in "biuf":
+            raise TypeError(f"A must be a matrix of real numbers, got dtype {A.dtype}")
+        csr = sp.csr_array(A)
+        if csr.dtype not in (np.float32, np.float64):
+            csr = csr.astype(np.float64)
+        if not A.has_canonical_format if A.format == "csr" else True:
+            csr = csr.copy() if A.format == "csr" else csr
+            csr.sum_duplicates()
+        return csr, None
+    dense = check_array(A, "A", ndim=2, finite=False)
+    pick_kernel(dense, cpu=sketch_rows)  # refuses an array on a GPU
+    return np.ascontiguousarray(to_numpy(dense)), dense
+
+
+def _keys(keys: Any, n: int | None) -> np.ndarray:
+    """Keys as int64: integers as they are (64 bits, two's complement), strings by a 64-bit fingerprint."""
+    if keys is None and n is not None:
+        return np.arange(n, dtype=np.int64)
+    if isinstance(keys, (str, bytes, dict, set, frozenset)):
+        raise TypeError(f"keys must be a sequence of integers or strings, got {type(keys).__name__}")
+    try:
+        array = np.asarray(keys if isinstance(keys, (np.ndarray, range)) else list(keys))
+    except (TypeError, ValueError):
+        raise TypeError(f"keys must be a sequence of integers or strings, got {type(keys).__name__}") from None
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"keys must have 1 dimension and at least one element, got shape {array.shape}")
+    if n is not None and len(array) != n:
+        raise ValueError(f"keys must be as many as A has rows, {n}, got {len(array)}")
+    if array.dtype.kind in "iu":
+        whole = array.astype(np.int64, copy=False)  # uint64 wraps around, one to one
+    elif array.dtype.kind in "USO" and all(isinstance(k, (str, bytes)) for k in array.tolist()):
+        digests = [
+            hashlib.blake2b(k.encode() if isinstance(k, str) else k, digest_size=8).digest() for k in array.tolist()
+        ]
+        whole = np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)
+    else:
+        raise TypeError(f"keys must be integers, strings or bytes, got dtype {array.dtype}")
+    if n is not None:
+        _check_distinct(whole, "keys must be distinct")
+    return whole
+
+
+def _check_distinct(keys: np.ndarray, rule: str) -> None:
+    if len(keys) > 1 and not (np.diff(keys) > 0).all():  # ascending keys need no sort
+        ordered = np.sort(keys)
+        if (ordered[1:] == ordered[:-1]).any():
+            raise ValueError(f"{rule}, got {ordered[:-1][ordered[1:] == ordered[:-1]][0]} twice")
+
+
+def _state(seed: int, stream: int) -> np.uint64:
+    """Starting state of the hash; each stream is a hash function of its own."""
+    return np.uint64(_mixed(np.uint64(check_int(seed, "seed", low=0, high=MAX_SEED)), np.uint64(stream)))
+
+
+def _linear(A: Any, size: int, keys: Any, seed: int) -> tuple[Any, Any, np.ndarray, int, np.uint64]:
+    table, like = _table(A)
+    size = check_int(size, "size", low=1)
+    check_allocation((size, table.shape[1]), "size")
+    return table, like, _keys(keys, table.shape[0]), size, _state(seed, 1)
+
+
+def _finite(sketch: Any, like: Any) -> Array:
+    """Dense form of a linear sketch, refused if ``A`` held a NaN or an infinity: a sum of finite numbers shows it."""
+    dense = sketch.toarray() if sp.issparse(sketch) else np.asarray(sketch)
+    if not np.isfinite(dense).all():
+        raise ValueError("A must be finite and its sums must not overflow")
+    return from_numpy(dense, like=like)
+
+
+def _check_sketch(sketch: Any, name: str) -> None:
+    if not isinstance(sketch, RowSketch):
+        raise TypeError(f"{name} must be a RowSketch, as sketch_rows gives it, got {type(sketch).__name__}")
+
+
+def _join(SA: RowSketch, SB: RowSketch, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of the common keys in both sketches, and their probabilities."""
+    _check_sketch(SA, "SA")
+    _check_sketch(SB, name)
+    if SA.seed != SB.seed or SA.method != SB.method:
+        got = f"{SA.seed}, {SA.method!r} and {SB.seed}, {SB.method!r}"
+        raise ValueError(f"SA and {name} must have the same seed and method, got {got}")
+    _, a, b = np.intersect1d(SA.keys, SB.keys, assume_unique=True, return_indices=True)
+    if len(a) == 0:
+        warnings.warn("no key is in both sketches: the estimate is zero", AlgokitWarning, stacklevel=3)
+    root = np.minimum(1.0, np.minimum(SA.norms[a] * SA.tau, SB.norms[b] * SB.tau))
+    return a, b, root**2
+
+
+# ------------------------------------------------------------------------------------------------- which rows
+
+
+def _smallest(ranks: np.ndarray, keys: np.ndarray, k: int) -> tuple[np.ndarray, float]:
+    """Places of the k smallest finite ranks, ties broken by key, and the rank after them."""
+    tau = float(np.partition(ranks, k)[k]) if len(ranks) > k else math.inf
+    below = np.flatnonzero(ranks < tau)
+    if len(below) < k and tau < math.inf:
+        tied = np.flatnonzero(ranks == tau)
+        below = np.concatenate([below, tied[np.argsort(keys[tied])][: k - len(below)]])
+    return below, tau
+
+
+def _root_threshold(norms: np.ndarray, k: int, *, adaptive: bool) -> float:
+    """Root of t with ``sum(min(1, t * norms**2)) = k``; without ``adaptive``, of ``k / sum(norms**2)``."""
+    largest = norms.max()
+    if largest == 0 or (adaptive and np.count_nonzero(norms) <= k):
+        return math.inf
+    w = (norms / largest) ** 2
+    t, certain = k / w.sum(), 0
+    while adaptive and (sure := int(np.count_nonzero(t * w >= 1))) > certain:
+        certain = sure  # these are kept with certainty: the others share what is left
+        t = (k - certain) / w[t * w < 1].sum()
+    return math.sqrt(t) / float(largest)
+
+
+def _root_leverage(table: Any, norms: np.ndarray) -> np.ndarray:
+    """Roots of the leverage scores, by the Gram matrix; positive for every non-zero row."""
+    unit = norms.max() or 1.0
+    scaled = table / unit
+    gram = scaled.T @ scaled
+    values, vectors = np.linalg.eigh(gram.toarray() if sp.issparse(gram) else gram)
+    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
+    coordinates = np.asarray(scaled @ (vectors[:, kept] / np.sqrt(values[kept])))
+    return np.where(norms > 0, np.maximum(_row_norms(coordinates), 1e-8), 0.0)
+
+
+def _row_norms(table: Any) -> np.ndarray:
+    sparse = sp.issparse(table)
+    norms = _row_norms_csr(table.data, table.indptr, table.shape[0]) if sparse else _row_norms_dense(table)
+    if not np.isfinite(norms).all():
+        raise ValueError(f"A must be finite, got NaN or infinity in row {int(np.argmin(np.isfinite(norms)))}")
+    return norms
+
+
+# ------------------------------------------------------------------------------------------------- kernels
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_S27, _S30, _S31, _S12 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(12)
+
+
+@njit(cache=True, error_model="numpy")
+def _mix(z: np.uint64) -> np.uint64:
+    """The mixer of splitmix64: every bit of the result depends on every bit of z."""
+    z = (z ^ (z >> _S30)) * _M1
+    z = (z ^ (z >> _S27)) * _M2
+    return z ^ (z >> _S31)
+
+
+@njit(cache=True, error_model="numpy")
+def _mixed(seed: np.uint64, stream: np.uint64) -> np.uint64:
+    return _mix(_mix(seed + _GOLDEN) + stream * _GOLDEN)
+
+
+@njit(cache=True, error_model="numpy")
+def _word(key: np.int64, state: np.uint64) -> np.uint64:
+    return _mix(_mix(np.uint64(key) + _GOLDEN) ^ state)
+
+
+@njit(cache=True, error_model="numpy")
+def _uniform(key: np.int64, state: np.uint64) -> float:
+    return (np.float64(_word(key, state) >> _S12) + 0.5) * 2.0**-52  # 52 bits and a half: neither 0 nor 1
+
+
+@njit(cache=True, error_model="numpy")
+def _uniforms(keys: np.ndarray, state: np.uint64) -> np.ndarray:
+    h = np.empty(len(keys))
+    for i in range(len(keys)):
+        h[i] = _uniform(keys[i], state)
+    return h
+
+
+@njit(cache=True, error_model="numpy")
+def _words(keys: np.ndarray, state: np.uint64) -> np.ndarray:
+    words = np.empty(len(keys), np.uint64)
+    for i in range(len(keys)):
+        words[i] = _word(keys[i], state)
+    return words
+
+
+@njit(cache=True, error_model="numpy")
+def _signs(keys: np.ndarray, size: int, state: np.uint64) -> np.ndarray:
+    """Signs (size, len(keys)): bit j mod 64 of the word j // 64 of each key."""
+    signs = np.empty((size, len(keys)))
+    for i in range(len(keys)):
+        first = _word(keys[i], state)
+        word = first
+        for j in range(size):
+            if j % 64 == 0:
+                word = _mix(first + np.uint64(j // 64) * _GOLDEN)
+            signs[j, i] = 1.0 - 2.0 * np.float64((word >> np.uint64(j % 64)) & np.uint64(1))
+    return signs
+
+
+@njit(cache=True, error_model="numpy")
+def _ranks(keys: np.ndarray, norms: np.ndarray, state: np.uint64) -> np.ndarray:
+    """Roots of the ranks; infinite for zero rows."""
+    ranks = np.empty(len(keys))
+    for i in range(len(keys)):
+        ranks[i] = math.sqrt(_uniform(keys[i], state)) / norms[i] if norms[i] > 0 else np.inf
+    return ranks
+
+
+@njit(cache=True, error_model="numpy")
+def _norm(row: np.ndarray) -> float:
+    """Euclidean norm of a row; where squares leave the range of double precision, in units of its largest."""
+    total = 0.0
+    for v in row:
+        total += np.float64(v) * np.float64(v)
+    if 1e-280 < total < np.inf:
+        return math.sqrt(total)
+    largest = 0.0
+    for v in row:
+        if not abs(v) <= largest:  # a NaN, too
+            largest = np.float64(abs(v))
+    if largest == 0.0 or not np.isfinite(largest):
+        return largest
+    total = 0.0
+    for v in row:
+        total += (np.float64(v) / largest) ** 2
+    return largest * math.sqrt(total)
+
+
+@njit(cache=True, error_model="numpy")
+def _row_norms_csr(data: np.ndarray, indptr: np.ndarray, n: int) -> np.ndarray:
+    norms = np.empty(n)
+    for i in range(n):
+        norms[i] = _norm(data[indptr[i] : indptr[i + 1]])
+    return norms
+
+
+@njit(cache=True, error_model="numpy")
+def _row_norms_dense(table: np.ndarray) -> np.ndarray:
+    norms = np.empty(len(table))
+    for i in range(len(table)):
+        norms[i] = _norm(table[i])
+    return norms
