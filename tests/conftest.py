@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -49,3 +51,23 @@ def xp_array(request: pytest.FixtureRequest) -> Callable[[np.ndarray], Any]:
 
     convert.kind = request.param  # type: ignore[attr-defined]
     return convert
+
+
+@pytest.fixture
+def assert_threads_agree() -> Callable[[str], None]:
+    """Run a program with one thread and with two, and assert that it prints the same, to the bit."""
+
+    def check(program: str) -> None:
+        printed = {
+            subprocess.run(
+                [sys.executable, "-c", program],
+                env={**os.environ, "NUMBA_NUM_THREADS": threads},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for threads in ("1", "2")
+        }
+        assert len(printed) == 1
+
+    return check

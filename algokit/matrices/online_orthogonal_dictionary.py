@@ -319,8 +319,8 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
         :math:`d_t`.
     whitening_ : array, shape (n, n)
         What rows are multiplied by first; the identity unless ``precondition``.
-    gap_history_ : numpy.ndarray, shape (n_steps_,)
-        Gap estimates :math:`\|d_t\|_* - \langle D_t, d_t\rangle`.
+    gap_history_ : numpy.ndarray, shape (t,)
+        Gap estimates :math:`\|d_t\|_* - \langle D_t, d_t\rangle`, one per step.
     n_steps_ : int
         Steps so far.
     n_features_in_ : int

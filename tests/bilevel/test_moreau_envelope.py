@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -325,20 +322,13 @@ class TestEstimator:
         with pytest.raises(ValueError, match="X_val and y_val"):
             MehaElasticNetCV().fit(ROWS, ROWS[:, 0], X_val=ROWS)
 
-    def test_same_answer_whatever_the_number_of_threads(self):
+    def test_same_answer_whatever_the_number_of_threads(self, assert_threads_agree):
         code = (
             "import numpy as np; from algokit.bilevel.moreau_envelope import MehaElasticNetCV;"
             "X = np.random.default_rng(0).normal(size=(60, 20));"
             "print(MehaElasticNetCV(max_iter=500).fit(X, X[:, 0] - X[:, 1]).path_.tobytes().hex())"
         )
-        runs = {
-            subprocess.run(
-                [sys.executable, "-c", code], env={**os.environ, "NUMBA_NUM_THREADS": k},
-                capture_output=True, text=True, check=True,
-            ).stdout
-            for k in ("1", "2")
-        }  # fmt: skip
-        assert len(runs) == 1
+        assert_threads_agree(code)
 
 
 @parametrize_with_checks([MehaElasticNetCV()])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -235,20 +232,10 @@ def test_a_problem_is_made_of_callables():
         check_start(TOY, np.zeros(1), np.zeros((2, 2)), ("b1", "b2"))
 
 
-def test_same_answer_whatever_the_number_of_threads():
+def test_same_answer_whatever_the_number_of_threads(assert_threads_agree):
     code = (
         "import numpy as np; from algokit.bilevel.problems import *;"
         "p = cleaning_problem(cleaning_data()); x = np.linspace(-1, 1, 800); y = np.ones((10, 65)) * x[:65];"
         "print(b''.join(a.tobytes() for a in p.both_f(x, y, y)).hex())"
     )
-    runs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "NUMBA_NUM_THREADS": k},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for k in ("1", "2")
-    }
-    assert len(runs) == 1
+    assert_threads_agree(code)

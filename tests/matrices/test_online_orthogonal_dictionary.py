@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -262,16 +258,13 @@ def test_theta_and_atoms_are_checked():
         dictionary_error(2 * np.eye(2), np.eye(2))
 
 
-def test_same_answer_whatever_the_number_of_threads():
+def test_same_answer_whatever_the_number_of_threads(assert_threads_agree):
     code = (
         "from algokit.matrices.online_orthogonal_dictionary import *;"
         "d = bernoulli_gaussian(2000, 64, theta=0.1, rng=0);"
         "print(OnlineOrthogonalDictionary(rng=0, batch_size=50).fit(d.X).relaxed_dictionary_.tobytes().hex()[:4000])"
     )
-    environments = [{**os.environ, "NUMBA_NUM_THREADS": k, "OPENBLAS_NUM_THREADS": k} for k in ("1", "2")]
-    command = [sys.executable, "-c", code]
-    runs = {subprocess.run(command, env=e, capture_output=True, text=True, check=True).stdout for e in environments}
-    assert len(runs) == 1
+    assert_threads_agree(code)
 
 
 @pytest.mark.gpu

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -428,16 +425,8 @@ print(hashlib.sha256(model.row_embeddings_.tobytes() + model.loss_history_.tobyt
 """
 
 
-def test_same_seed_same_answer_whatever_the_number_of_threads():
-    answers = {
-        subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            env=os.environ | {"NUMBA_NUM_THREADS": threads},
-            capture_output=True, text=True, check=True,
-        ).stdout
-        for threads in ("1", "2")
-    }  # fmt: skip
-    assert len(answers) == 1
+def test_same_seed_same_answer_whatever_the_number_of_threads(assert_threads_agree):
+    assert_threads_agree(SCRIPT)
 
 
 @parametrize_with_checks([Swivel(n_components=2, n_epochs=3, rng=0)])

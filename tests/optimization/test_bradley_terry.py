@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -342,23 +339,13 @@ def test_gpu_agrees_with_the_host():
     np.testing.assert_allclose(sparse.strengths.get(), bradley_terry(wins, tol=1e-12).strengths, rtol=1e-6)
 
 
-def test_same_answer_whatever_the_number_of_threads():
+def test_same_answer_whatever_the_number_of_threads(assert_threads_agree):
     code = (
         "import numpy as np; from algokit.optimization.bradley_terry import bradley_terry;"
         "w = np.random.default_rng(0).integers(1, 9, (60, 60)) * (1.0 - np.eye(60));"
         "print(bradley_terry(w, updates='simultaneous').strengths.tobytes().hex())"
     )
-    runs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "NUMBA_NUM_THREADS": k},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for k in ("1", "2")
-    }
-    assert len(runs) == 1
+    assert_threads_agree(code)
 
 
 def test_warm_start_from_the_answer_stops_at_once():

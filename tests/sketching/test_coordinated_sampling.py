@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -401,24 +398,14 @@ def test_jl_signs_are_signs_and_balanced() -> None:
     assert abs(S.mean()) < 0.01 and abs(S @ S.T / 3000 - np.eye(100)).max() < 0.12
 
 
-def test_same_answer_whatever_the_number_of_threads() -> None:
+def test_same_answer_whatever_the_number_of_threads(assert_threads_agree) -> None:
     code = (
         "import numpy as np; from algokit.sketching.coordinated_sampling import *;"
         "A = np.random.default_rng(0).normal(size=(500, 6));"
         "S = sketch_rows(A, 50, seed=0);"
         "print(S.keys.tobytes().hex(), S.tau.hex(), countsketch(A, 9, seed=0).tobytes().hex())"
     )
-    runs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "NUMBA_NUM_THREADS": k},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for k in ("1", "2")
-    }
-    assert len(runs) == 1
+    assert_threads_agree(code)
 
 
 def test_words_stored() -> None:

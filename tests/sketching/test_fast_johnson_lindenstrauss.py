@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -314,7 +311,7 @@ def test_expected_fourth_norm_after_mixing() -> None:
     assert np.sum(mixed**4, axis=1).mean() == pytest.approx((3 - 2 * np.sum(x**4)) / d, rel=0.02)
 
 
-def test_answer_does_not_depend_on_the_number_of_threads() -> None:
+def test_answer_does_not_depend_on_the_number_of_threads(assert_threads_agree) -> None:
     program = (
         "import hashlib, numpy as np\n"
         "from algokit.sketching.fast_johnson_lindenstrauss import fast_jl_operator, fwht\n"
@@ -323,17 +320,7 @@ def test_answer_does_not_depend_on_the_number_of_threads() -> None:
         "y, z = fwht(np.pad(X, ((0, 0), (0, 24)))), fwht(X[:64], axis=0)\n"
         "print(hashlib.sha256(Z.tobytes() + y.tobytes() + z.tobytes()).hexdigest())"
     )
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "NUMBA_NUM_THREADS": threads},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for threads in ("1", "2")
-    }
-    assert len(digests) == 1
+    assert_threads_agree(program)
 
 
 # ------------------------------------------------------------------------------------------------- the estimator

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -309,21 +306,11 @@ def test_float32_stays_float32() -> None:
     assert haar_levels(A)[0].dtype == np.float32
 
 
-def test_same_answer_whatever_the_number_of_threads() -> None:
+def test_same_answer_whatever_the_number_of_threads(assert_threads_agree) -> None:
     code = (
         "import numpy as np; from algokit.sketching.multilevel_matmul import *;"
         "A = np.random.default_rng(0).normal(size=(5, 300));"
         "r = multilevel_matmul(A, A.T, budget=60, rng=0);"
         "print(r.n_samples.tolist(), r.product.round(10).tolist())"
     )
-    runs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "NUMBA_NUM_THREADS": k},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for k in ("1", "2")
-    }
-    assert len(runs) == 1
+    assert_threads_agree(code)
