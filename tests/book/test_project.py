@@ -174,7 +174,7 @@ def test_dependencies_have_no_upper_pins():
     loose = [*project["dependencies"], *project["optional-dependencies"]["neural"]]
     assert all("<" not in d and "==" not in d and "~=" not in d for d in loose)
     assert {re.split(r"[<>=\[]", d)[0] for d in project["dependencies"]} == {
-        "numpy", "scipy", "numba", "array-api-compat", "scikit-learn",
+        "numpy", "scipy", "numba", "array-api-compat", "scikit-learn", "threadpoolctl",
     }  # fmt: skip
 
 
