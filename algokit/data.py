@@ -5,6 +5,7 @@ Each loader's docstring names source and licence.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.datasets import load_digits, load_sample_image
 
 from algokit.checks import RNGLike, check_float, check_int, check_one_of, check_rng
 
-__all__ = ["Digits", "League", "american_league_1987", "digits", "image_patches"]
+__all__ = ["Digits", "League", "american_league_1987", "digits", "documentation_topics", "image_patches"]
 
 
 class League(NamedTuple):
@@ -163,3 +164,32 @@ def digits(*, test_fraction: float = 0.3, rng: RNGLike = 0) -> Digits:
     X, y = X[order] / 16.0, y[order]
     n_test = max(1, round(test_fraction * len(y)))
     return Digits(X[:-n_test], X[-n_test:], y[:-n_test], y[-n_test:])
+
+
+def documentation_topics() -> dict[str, list[list[str]]]:
+    """Topics of Python's own language reference, as tokenised paragraphs: about 64,000 words of plain English.
+
+    Returns
+    -------
+    dict of str to list of list of str
+        For each topic, in alphabetical order, its paragraphs; a paragraph is a list of lower-cased words (runs of
+        letters and underscores).
+
+    Notes
+    -----
+    Source: ``pydoc_data.topics`` of the running interpreter (Python Software Foundation License). The text differs from
+    one Python version to the next, so measured numbers on it do, too.
+
+    Examples
+    --------
+    >>> topics = documentation_topics()
+    >>> len(topics) > 50, topics["assert"][0][:3]
+    (True, ['the', 'assert', 'statement'])
+    """
+    from pydoc_data.topics import topics
+
+    word = re.compile(r"[a-z_]*[a-z][a-z_]*")
+    return {
+        name: [word.findall(paragraph.lower()) for paragraph in re.split(r"\n\s*\n", text)]
+        for name, text in sorted(topics.items())
+    }

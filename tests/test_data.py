@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from algokit import data
@@ -33,6 +35,13 @@ def test_digits_are_split_without_overlap_or_loss():
     assert np.bincount(np.r_[split.y_train, split.y_test]).sum() == 1797
 
 
+def test_topics_are_words_of_the_reference():
+    topics = data.documentation_topics()
+    words = [w for paragraphs in topics.values() for p in paragraphs for w in p]
+    assert list(topics) == sorted(topics) and 30_000 < len(words) < 300_000
+    assert all(w == w.lower() and not any(c.isdigit() for c in w) for w in set(words))
+
+
 def test_docstrings_name_source_and_licence():
-    for loader in (data.american_league_1987, data.image_patches, data.digits):
-        assert "Source:" in loader.__doc__ and ("CC BY" in loader.__doc__ or "no licence" in loader.__doc__)
+    for loader in (data.american_league_1987, data.image_patches, data.digits, data.documentation_topics):
+        assert "Source:" in loader.__doc__ and re.search("CC BY|no licence|License", loader.__doc__)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -1045,20 +1044,3 @@ def _fold_in(
         except np.linalg.LinAlgError:
             raise ValueError("X must hold counts whose weights leave the ridge visible: they are too large") from None
     return W
-
-
-# --- text that ships with Python --------------------------------------------------------------------------------------
-
-
-def _documentation_topics() -> dict[str, list[list[str]]]:
-    """Tokenised paragraphs of each topic of Python's own reference (``pydoc_data.topics``, PSF licence), by topic.
-
-    Words are lower-cased runs of letters and underscores. The text differs from one Python version to another.
-    """
-    from pydoc_data.topics import topics
-
-    word = re.compile(r"[a-z_]*[a-z][a-z_]*")
-    return {
-        name: [word.findall(paragraph.lower()) for paragraph in re.split(r"\n\s*\n", text)]
-        for name, text in sorted(topics.items())
-    }

@@ -17,6 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from algokit.arrays import kind_of, to_numpy
 from algokit.checks import AlgokitWarning
+from algokit.data import documentation_topics
 from algokit.matrices import swivel as module
 from algokit.matrices.swivel import Swivel, cooccurrence, shard_indices, swivel_loss_and_grad, swivel_targets
 
@@ -398,7 +399,7 @@ def test_divergence_is_an_error():
 
 
 def test_corpus_is_real_text():
-    topics = module._documentation_topics()
+    topics = documentation_topics()
     found = cooccurrence([p for name in topics for p in topics[name]], min_count=12)
     assert len(topics) > 50 and {"float", "left", "bytes"} <= set(found.vocabulary)
 
