@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -177,6 +178,15 @@ def test_only_what_varies_may_change_without_a_rewrite() -> None:
     assert nbs.volatile_outputs_only(old, new)
     first(new, lambda c: has_claim(c) and nbs.IGNORED not in nbs.tags(c)).outputs.clear()
     assert not nbs.volatile_outputs_only(old, new)
+
+
+def test_pieces_of_one_stream_are_joined() -> None:
+    """Where a kernel cuts its output is a matter of timing, and must not make a notebook differ."""
+    piece = functools.partial(nbformat.v4.new_output, "stream")
+    pieces = [piece(name="stdout", text="a\n"), piece(name="stdout", text="b\n"), piece(name="stderr", text="c\n")]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=pieces)], metadata={"algokit": {}})
+    nbs.clean(nb, SAMPLE)
+    assert [o.text for o in nb.cells[0].outputs] == ["a\nb\n", "c\n"]
 
 
 def test_docstrings_and_comments_do_not_age_a_notebook(tmp_path, monkeypatch) -> None:
