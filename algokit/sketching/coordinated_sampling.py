@@ -19,7 +19,7 @@ import numpy as np
 import scipy.sparse as sp
 from numba import njit
 
-from algokit.arrays import Array, from_numpy, pick_kernel, to_numpy
+from algokit.arrays import Array, array_namespace, from_numpy, is_array, kind_of, to_numpy
 from algokit.checks import AlgokitWarning, check_allocation, check_array, check_float, check_int, check_one_of
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
 METHODS = ("priority", "threshold", "threshold-adaptive")
 WEIGHTS = ("norm2", "uniform", "leverage")
 MAX_SEED = 2**63 - 1
+BLOCK = 2**22  # numbers that work on an array of another kind copies at a time
 
 
 def shared_uniforms(keys: Any, *, seed: int) -> np.ndarray:
@@ -87,7 +88,7 @@ class RowSketch:
     keys : numpy.ndarray, shape (m,), int64
         Keys of the rows kept, ascending (64-bit fingerprints where the keys were strings).
     rows : array or scipy.sparse.csr_array, shape (m, d)
-        The rows themselves, of the kind of the matrix.
+        The rows themselves, of the kind, and on the device, of the matrix.
     norms : numpy.ndarray, shape (m,)
         :math:`\|A_i\|_2` of each (or what stands in for it: 1 for uniform weights, the root of the leverage).
     tau : float
@@ -150,7 +151,8 @@ def sketch_rows(
     Parameters
     ----------
     A : array or sparse array, shape (n, d)
-        NumPy, SciPy sparse, or another dense array on the host; float32 stays float32.
+        NumPy, SciPy sparse, CuPy, or another dense array; float32 stays float32. From a GPU only the n norms come to
+        the host (for leverages a d by d matrix, too), where the rows are chosen; the rows stay where they are.
     size : int
         Rows to keep, k: exactly (at most, for short tables) or on average.
     keys : array-like of int, str or bytes, shape (n,), optional
@@ -190,7 +192,7 @@ def sketch_rows(
     >>> sketch.keys, sketch.rows.shape
     (array([0, 3]), (2, 2))
     """
-    table, like = _table(A)
+    table = _table(A)
     size = check_int(size, "size", low=1)
     keys = _keys(keys, table.shape[0])
     state = _state(seed, 0)
@@ -208,7 +210,7 @@ def sketch_rows(
         tau = _root_threshold(norms, size, adaptive=method == "threshold-adaptive")
         chosen = np.flatnonzero(ranks <= tau) if math.isfinite(tau) else np.flatnonzero(norms > 0)
     chosen = chosen[np.argsort(keys[chosen])]
-    rows = table[chosen] if sp.issparse(table) else from_numpy(table[chosen], like=like)
+    rows = _take(table, chosen)
     return RowSketch(keys[chosen], rows, norms[chosen], tau, size, method, weights, int(seed), table.shape[0])
 
 
@@ -272,7 +274,8 @@ def merge_sketches(first: RowSketch, *others: RowSketch) -> RowSketch:
     if sp.issparse(first.rows):
         rows = sp.csr_array(sp.vstack([s.rows for s in sketches], format="csr"))[chosen]
     else:
-        rows = from_numpy(np.concatenate([to_numpy(s.rows) for s in sketches])[chosen], like=first.rows)
+        parts = [_of_kind(s.rows, first.rows) for s in sketches]
+        rows = _take(array_namespace(first.rows).concat(parts, axis=0), chosen)
     seen = sum(s.n_rows_seen for s in sketches)
     return RowSketch(keys[chosen], rows, norms[chosen], tau, first.size, first.method, first.weights, first.seed, seen)
 
@@ -317,6 +320,10 @@ def sketched_product(SA: RowSketch, SB: RowSketch) -> Any:
     if sp.issparse(SA.rows) and sp.issparse(SB.rows):
         scaled = sp.csr_array(sp.diags_array(1 / p) @ SA.rows[a]) if len(p) else SA.rows[a]
         return sp.csr_array(scaled.T @ SB.rows[b])
+    if not (sp.issparse(SA.rows) or sp.issparse(SB.rows) or kind_of(SA.rows) == "numpy"):
+        xp = array_namespace(SA.rows)
+        right = _take(_of_kind(SB.rows, SA.rows), b) / from_numpy(p[:, None], like=SA.rows)
+        return xp.matrix_transpose(xp.astype(_take(SA.rows, a), right.dtype)) @ right
     left, right = (s.rows if sp.issparse(s.rows) else to_numpy(s.rows) for s in (SA, SB))
     product = (right[b].T @ (left[a] / p[:, None]) if sp.issparse(right) else left[a].T @ (right[b] / p[:, None])).T
     product = product if sp.issparse(right) else product.T
@@ -358,7 +365,8 @@ def sketched_join_lstsq(SA: RowSketch, Sb: RowSketch, *, ridge: float = 0.0) -> 
 
     Notes
     -----
-    This estimator is the book's own; the paper has a section on sketched regression.
+    This estimator is the book's own; the paper has a section on sketched regression. The common rows, weighted, are
+    solved for on the host, wherever the tables lie.
 
     Examples
     --------
@@ -375,7 +383,8 @@ def sketched_join_lstsq(SA: RowSketch, Sb: RowSketch, *, ridge: float = 0.0) -> 
     d = SA.rows.shape[1]
     if len(p) < d and ridge == 0:
         warnings.warn(f"only {len(p)} common rows were sampled for {d} columns", AlgokitWarning, stacklevel=2)
-    left, right = (s.rows[i].toarray() if sp.issparse(s.rows) else to_numpy(s.rows)[i] for s, i in ((SA, a), (Sb, b)))
+    left, right = (_take(s.rows, i) for s, i in ((SA, a), (Sb, b)))  # on the device; a small system comes to the host
+    left, right = (x.toarray() if sp.issparse(x) else to_numpy(x) for x in (left, right))
     root = np.sqrt(1 / p)[:, None]
     tall = np.concatenate([root * left, math.sqrt(ridge) * np.eye(d)])
     targets = np.concatenate([root * right, np.zeros((d, right.shape[1]))])
@@ -493,13 +502,14 @@ def countsketch(A: Any, size: int, *, keys: Any = None, seed: int) -> Array:
     >>> abs(countsketch(np.array([[2.0, 5.0]]), 1, seed=0))
     array([[2., 5.]])
     """
-    table, like, keys, size, state = _linear(A, size, keys, seed)
+    table, keys, size, state = _linear(A, size, keys, seed)
     words = _words(keys, state)
     buckets, signs = (words >> np.uint64(1)) % np.uint64(size), 1.0 - 2.0 * (words & np.uint64(1)).astype(np.float64)
-    picks = sp.csr_array(
-        (signs, (buckets.astype(np.int64), np.arange(len(keys)))), shape=(size, len(keys)), dtype=table.dtype
-    )
-    return _finite(picks @ table, like)
+    buckets = buckets.astype(np.int64)
+    if not sp.issparse(table) and kind_of(table) != "numpy":
+        return _finite(_bucket_sums(table, buckets, signs, size))
+    picks = sp.csr_array((signs, (buckets, np.arange(len(keys)))), shape=(size, len(keys)), dtype=table.dtype)
+    return _finite(picks @ table)
 
 
 def jl_sketch(A: Any, size: int, *, keys: Any = None, seed: int) -> Array:
@@ -530,7 +540,7 @@ def jl_sketch(A: Any, size: int, *, keys: Any = None, seed: int) -> Array:
 
     Notes
     -----
-    Signs come from the hash of the key: nothing is stored. O(size nnz(A)).
+    Signs come from the hash of the key: nothing is stored (to a GPU they go by blocks, a byte each). O(size nnz(A)).
 
     Examples
     --------
@@ -539,20 +549,26 @@ def jl_sketch(A: Any, size: int, *, keys: Any = None, seed: int) -> Array:
     >>> S.shape, float((S**2).sum().round(9))
     ((4, 2), 29.0)
     """
-    table, like, keys, size, state = _linear(A, size, keys, seed)
-    out = np.zeros((size, table.shape[1]), table.dtype)
+    table, keys, size, state = _linear(A, size, keys, seed)
     step = 1024  # rows at a time: the signs of a block, not of the whole table, are in memory
+    if not sp.issparse(table) and kind_of(table) != "numpy":
+        xp, total = array_namespace(table), 0.0
+        for i in range(0, len(keys), step):
+            signs = from_numpy(_signs(keys[i : i + step], size, state).astype(np.int8), like=table)
+            total = total + xp.astype(signs, table.dtype) @ table[i : min(i + step, len(keys)), :]
+        return _finite(total / math.sqrt(size))
+    out = np.zeros((size, table.shape[1]), table.dtype)
     for i in range(0, len(keys), step):
         signs = _signs(keys[i : i + step], size, state).astype(table.dtype, copy=False)
         out += np.asarray((table[i : i + step].T @ signs.T).T if sp.issparse(table) else signs @ table[i : i + step])
-    return _finite(out / math.sqrt(size), like)
+    return _finite(out / math.sqrt(size))
 
 
 # ------------------------------------------------------------------------------------------------- arguments
 
 
-def _table(A: Any) -> tuple[Any, Any]:
-    """``A`` as a canonical CSR array or a C-ordered NumPy array, and the array whose kind results have."""
+def _table(A: Any) -> Any:
+    """``A`` as a canonical CSR array, a C-ordered NumPy array, or the array of another kind that it is."""
     if sp.issparse(A):
         if A.ndim != 2 or min(A.shape) < 1:
             raise ValueError(f"A must have 2 dimension(s) and at least one row and column, got shape {A.shape}")
@@ -564,10 +580,27 @@ def _table(A: Any) -> tuple[Any, Any]:
         if not A.has_canonical_format if A.format == "csr" else True:
             csr = csr.copy() if A.format == "csr" else csr
             csr.sum_duplicates()
-        return csr, None
+        return csr
     dense = check_array(A, "A", ndim=2, finite=False)
-    pick_kernel(dense, cpu=sketch_rows)  # refuses an array on a GPU
-    return np.ascontiguousarray(to_numpy(dense)), dense
+    return np.ascontiguousarray(dense) if isinstance(dense, np.ndarray) else dense
+
+
+def _take(table: Any, places: np.ndarray) -> Any:
+    """Rows of a table of any kind, where it lies."""
+    if sp.issparse(table) or isinstance(table, np.ndarray):
+        return table[places]
+    return array_namespace(table).take(table, from_numpy(places, like=table), axis=0)
+
+
+def _of_kind(x: Array, like: Array) -> Array:
+    """``x``, moved only if it is not of the kind of ``like``."""
+    return x if kind_of(x) == kind_of(like) else from_numpy(to_numpy(x), like=like)
+
+
+def _wide(x: Array) -> Array:
+    """``x`` in double precision, where its kind has that (JAX does not unless it is told to)."""
+    xp = array_namespace(x)
+    return xp.astype(x, xp.__array_namespace_info__().dtypes(kind="real floating").get("float64", x.dtype))
 
 
 def _keys(keys: Any, n: int | None) -> np.ndarray:
@@ -577,7 +610,7 @@ def _keys(keys: Any, n: int | None) -> np.ndarray:
     if isinstance(keys, (str, bytes, dict, set, frozenset)):
         raise TypeError(f"keys must be a sequence of integers or strings, got {type(keys).__name__}")
     try:
-        array = np.asarray(keys if isinstance(keys, (np.ndarray, range)) else list(keys))
+        array = to_numpy(keys) if is_array(keys) else np.asarray(keys if isinstance(keys, range) else list(keys))
     except (TypeError, ValueError):
         raise TypeError(f"keys must be a sequence of integers or strings, got {type(keys).__name__}") from None
     if array.ndim != 1 or len(array) == 0:
@@ -610,19 +643,41 @@ def _state(seed: int, stream: int) -> np.uint64:
     return np.uint64(_mixed(np.uint64(check_int(seed, "seed", low=0, high=MAX_SEED)), np.uint64(stream)))
 
 
-def _linear(A: Any, size: int, keys: Any, seed: int) -> tuple[Any, Any, np.ndarray, int, np.uint64]:
-    table, like = _table(A)
+def _linear(A: Any, size: int, keys: Any, seed: int) -> tuple[Any, np.ndarray, int, np.uint64]:
+    table = _table(A)
     size = check_int(size, "size", low=1)
     check_allocation((size, table.shape[1]), "size")
-    return table, like, _keys(keys, table.shape[0]), size, _state(seed, 1)
+    return table, _keys(keys, table.shape[0]), size, _state(seed, 1)
 
 
-def _finite(sketch: Any, like: Any) -> Array:
+def _finite(sketch: Any) -> Array:
     """Dense form of a linear sketch, refused if ``A`` held a NaN or an infinity: a sum of finite numbers shows it."""
-    dense = sketch.toarray() if sp.issparse(sketch) else np.asarray(sketch)
-    if not np.isfinite(dense).all():
+    dense = sketch.toarray() if sp.issparse(sketch) else sketch
+    xp = array_namespace(dense)
+    if not bool(xp.all(xp.isfinite(dense))):
         raise ValueError("A must be finite and its sums must not overflow")
-    return from_numpy(dense, like=like)
+    return dense
+
+
+def _bucket_sums(table: Array, buckets: np.ndarray, signs: np.ndarray, size: int) -> Array:
+    """Signed rows added up by bucket, for arrays of any kind, in an order that does not change from run to run.
+
+    A matrix with a line per bucket holds the places of its rows; short lines are filled up with places of sign 0.
+    """
+    xp, d, total = array_namespace(table), table.shape[1], 0.0
+    order = np.argsort(buckets, kind="stable")
+    line = buckets[order]
+    column = np.arange(len(line)) - np.searchsorted(line, line)
+    places = np.zeros((size, int(column.max()) + 1), np.int64)
+    sign = np.zeros(places.shape)
+    places[line, column], sign[line, column] = order, signs[order]
+    step = max(1, BLOCK // (size * d))  # columns at a time
+    for j in range(0, places.shape[1], step):
+        some = places[:, j : j + step]
+        rows = xp.reshape(_take(table, some.reshape(-1)), (*some.shape, d))
+        some_signs = xp.astype(from_numpy(sign[:, j : j + step, None], like=table), table.dtype)
+        total = total + xp.sum(rows * some_signs, axis=1)
+    return total
 
 
 def _check_sketch(sketch: Any, name: str) -> None:
@@ -672,21 +727,35 @@ def _root_threshold(norms: np.ndarray, k: int, *, adaptive: bool) -> float:
 
 def _root_leverage(table: Any, norms: np.ndarray) -> np.ndarray:
     """Roots of the leverage scores, by the Gram matrix; positive for every non-zero row."""
-    unit = norms.max() or 1.0
-    scaled = table / unit
+    unit = norms.max() or np.float64(1.0)  # of double precision, and so is the quotient
+    scaled = table / unit if sp.issparse(table) or isinstance(table, np.ndarray) else _wide(table) / float(unit)
     gram = scaled.T @ scaled
-    values, vectors = np.linalg.eigh(gram.toarray() if sp.issparse(gram) else gram)
+    values, vectors = np.linalg.eigh(gram.toarray() if sp.issparse(gram) else to_numpy(gram))
     kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
-    coordinates = np.asarray(scaled @ (vectors[:, kept] / np.sqrt(values[kept])))
+    basis = vectors[:, kept] / np.sqrt(values[kept])
+    coordinates = scaled @ (basis if sp.issparse(table) else from_numpy(basis, like=table))
     return np.where(norms > 0, np.maximum(_row_norms(coordinates), 1e-8), 0.0)
 
 
 def _row_norms(table: Any) -> np.ndarray:
-    sparse = sp.issparse(table)
-    norms = _row_norms_csr(table.data, table.indptr, table.shape[0]) if sparse else _row_norms_dense(table)
+    if sp.issparse(table):
+        norms = _row_norms_csr(table.data, table.indptr, table.shape[0])
+    else:
+        norms = _row_norms_dense(table) if isinstance(table, np.ndarray) else _row_norms_any(table)
     if not np.isfinite(norms).all():
         raise ValueError(f"A must be finite, got NaN or infinity in row {int(np.argmin(np.isfinite(norms)))}")
     return norms
+
+
+def _row_norms_any(table: Array) -> np.ndarray:
+    """Norms of the rows of an array of any kind, on its own device, a block at a time; only they come to the host."""
+    xp, step, parts = array_namespace(table), max(1, BLOCK // table.shape[1]), []
+    for i in range(0, table.shape[0], step):
+        x = _wide(table[i : min(i + step, table.shape[0]), :])
+        largest = xp.max(xp.abs(x), axis=1)
+        unit = xp.where((largest > 0) & xp.isfinite(largest), largest, xp.ones_like(largest))
+        parts.append(largest * xp.sqrt(xp.sum((x / unit[:, None]) ** 2, axis=1)))  # squares of numbers up to 1
+    return to_numpy(xp.concat(parts, axis=0)).astype(np.float64)
 
 
 # ------------------------------------------------------------------------------------------------- kernels
@@ -766,10 +835,11 @@ def _norm(row: np.ndarray) -> float:
         total += np.float64(v) * np.float64(v)
     if 1e-280 < total < np.inf:
         return math.sqrt(total)
+    if math.isnan(total):
+        return np.nan
     largest = 0.0
     for v in row:
-        if not abs(v) <= largest:  # a NaN, too
-            largest = np.float64(abs(v))
+        largest = max(largest, np.float64(abs(v)))
     if largest == 0.0 or not np.isfinite(largest):
         return largest
     total = 0.0

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from algokit.arrays import Array, ArrayT, from_numpy, pick_kernel, to_numpy
+from algokit.arrays import Array, ArrayT, array_namespace, from_numpy, is_array, kind_of, pick_kernel, to_numpy
 from algokit.checks import (
     AlgokitWarning,
     RNGLike,
@@ -39,7 +39,7 @@ __all__ = [
     "optimal_allocation",
 ]
 
-Sampler = Callable[[int, int, np.random.Generator], tuple[np.ndarray, np.ndarray | None]]
+Sampler = Callable[[int, int, np.random.Generator], tuple[Array, Array | None]]
 
 
 class MLMCResult(NamedTuple):
@@ -47,8 +47,8 @@ class MLMCResult(NamedTuple):
 
     Attributes
     ----------
-    estimate : numpy.ndarray
-        The sum of the level means.
+    estimate : array
+        The sum of the level means, of the kind that the sampler gives.
     n_samples : numpy.ndarray of int, shape (L + 1,)
         Samples of each level's difference.
     level_mean_norm : numpy.ndarray, shape (L + 1,)
@@ -63,7 +63,7 @@ class MLMCResult(NamedTuple):
         Whether the bias test was passed.
     """
 
-    estimate: np.ndarray
+    estimate: Array
     n_samples: np.ndarray
     level_mean_norm: np.ndarray
     level_variance: np.ndarray
@@ -161,7 +161,8 @@ def mlmc(
     ----------
     sampler : callable
         ``sampler(level, size, rng) -> (fine, coarse)``: arrays of shape (size, ...) of :math:`P_\ell` and
-        :math:`P_{\ell-1}` *from the same random input*; ``coarse`` is None at level 0.
+        :math:`P_{\ell-1}` *from the same random input*; ``coarse`` is None at level 0. Arrays of any kind: sums stay on
+        their device.
     eps : float
         Root mean square error asked for, in the units of P.
     cost : callable, optional
@@ -229,7 +230,7 @@ def mlmc(
     while True:
         top = max(min_level, len(levels))  # one level more than before
         for k in range(len(levels), top + 1):
-            shape = np.shape(levels[0].total) if levels else None
+            shape = levels[0].shape if levels else None
             levels.append(_Level(sampler, k, _cost(cost, k), shape, pilot, rng))
         while True:  # top up until nothing is missing by more than one in a hundred
             V = np.array([level.variance for level in levels])
@@ -266,7 +267,7 @@ def basic_matmul(
     Parameters
     ----------
     A, B : array, shape (m, n) and (n, p)
-        NumPy, or another kind on the host; float32 stays float32.
+        NumPy, CuPy, or another kind; float32 stays float32. Norms come to the host and indices are drawn there.
     n_samples : int
         Number c of draws.
     probabilities : {"optimal", "uniform"} or array-like, shape (n,), default "optimal"
@@ -298,11 +299,10 @@ def basic_matmul(
     >>> basic_matmul(A, A.T, 1, rng=0).shape
     (1, 1)
     """
-    left, right, like = _factors(A, B)
+    left, right = _factors(A, B)
     c = check_int(n_samples, "n_samples", low=1, high=2**31)
     rng = check_rng(rng)
-    norms = np.sqrt(np.einsum("ij,ij->j", left, left, dtype=np.float64))
-    norms *= np.sqrt(np.einsum("ij,ij->i", right, right, dtype=np.float64))
+    norms = _norms(left, axis=0) * _norms(right, axis=1)
     _check_norms(norms)
     if isinstance(probabilities, str):
         check_one_of(probabilities, "probabilities", ("optimal", "uniform"))
@@ -314,9 +314,9 @@ def basic_matmul(
     if not np.isfinite(weights.sum()):
         raise ValueError("probabilities must not overflow when they are added")
     if not norms.any():
-        return from_numpy(np.zeros((left.shape[0], right.shape[1]), left.dtype), like=like)
+        return array_namespace(left).zeros_like(left[:, :1] * right[:1, :])
     places, scale = _draw(weights, c, rng)
-    return from_numpy((left[:, places] * scale.astype(left.dtype)) @ right[places], like=like)
+    return _scaled(_taken(left, places, axis=1), scale) @ _taken(right, places, axis=0)
 
 
 def haar_levels(
@@ -330,7 +330,7 @@ def haar_levels(
     Parameters
     ----------
     A : array, shape (m, n), or (n, m) with ``axis=0``
-        NumPy, or another kind on the host; float32 stays float32.
+        NumPy, CuPy, or another kind; float32 stays float32.
     axis : {-1, 0, 1}, default -1
         The axis to transform, of length n.
     n_levels : int, optional
@@ -362,13 +362,13 @@ def haar_levels(
     [[-1.414  0.   ]]
     """
     dense = check_array(A, "A", ndim=2)
-    pick_kernel(dense, cpu=haar_levels)  # refuses an array on a GPU
     axis = check_int(axis, "axis", low=-2, high=1) % 2
-    x = to_numpy(dense) if axis == 1 else to_numpy(dense).T
+    x = dense if axis == 1 else dense.T
     plan = _plan(x.shape[1], n_levels, grid, "A", keep_all=True)
     out, _ = _transform(x, plan)
     parts = (out[:, a:b] for a, b in zip((0, *plan.edges[:-1]), plan.edges, strict=True))
-    return [from_numpy(np.ascontiguousarray(part if axis == 1 else part.T), like=dense) for part in parts]
+    parts = (part if axis == 1 else part.T for part in parts)
+    return [np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part for part in parts]
 
 
 def multilevel_matmul(
@@ -390,7 +390,8 @@ def multilevel_matmul(
     Parameters
     ----------
     A, B : array, shape (m, n) and (n, p)
-        NumPy, or another kind on the host; float32 stays float32.
+        NumPy, CuPy, or another kind; float32 stays float32. Norms come to the host and indices are drawn there: the
+        same seed draws the same columns on every device.
     budget : int, optional
         Outer products to spend, at least the width of level 0.
     eps : float, optional
@@ -416,6 +417,7 @@ def multilevel_matmul(
     Notes
     -----
     One pass over A and B for the norms of all details, which are not stored; the details drawn are computed afterwards.
+    (Of arrays that are not NumPy's, the whole transform is stored on their device.)
     Time O(n(m + p)) + 2 budget m p. The level construction is the book's own.
 
     Examples
@@ -427,8 +429,8 @@ def multilevel_matmul(
     >>> bool(np.linalg.norm(result.product - A @ A.T) < 1e-3 * np.linalg.norm(A @ A.T))
     True
     """
-    left, right, like = _factors(A, B)
-    plan = _plan(left.shape[1], n_levels, grid, "A")
+    left, right = _factors(A, B)
+    plan = _plan(left.shape[1], n_levels, grid, "A", keep_all=not isinstance(left, np.ndarray))
     if (budget is None) == (eps is None):
         raise ValueError("budget or eps must be given, and not both")
     if budget is not None:
@@ -459,17 +461,15 @@ def multilevel_matmul(
             places, scale = _draw(weights[a:b], int(N[k]), rng)
             places = places + a
         da, db = (_details(x, head, plan, places) for x, head in ((left, head_a), (right.T, head_b)))
-        part = (da if scale is None else da * scale.astype(da.dtype)) @ db.T
+        part = (da if scale is None else _scaled(da, scale)) @ db.T
         if scale is not None:  # E||part||^2 = ||P||^2 + (T^2 - ||P||^2) / N
             second = float(_size(part)) ** 2
             true = max(0.0, (N[k] * second - T[k] ** 2) / max(1, N[k] - 1)) if N[k] > 1 else 0.0
             variance += max(0.0, T[k] ** 2 - true) / N[k]
-        product += part
+        product = product + part
     exact = (0, *(k + 1 for k in range(len(N)) if N[k] >= width[k] or T[k] == 0))
     N = np.where((width <= N) & (T == 0), 0, np.minimum(N, width))
-    return MultilevelProduct(
-        from_numpy(product, like=like), np.concatenate([[plan.edges[0]], N]), math.sqrt(variance), exact
-    )
+    return MultilevelProduct(product, np.concatenate([[plan.edges[0]], N]), math.sqrt(variance), exact)
 
 
 # ------------------------------------------------------------------------------------------- driver: helpers
@@ -487,27 +487,30 @@ class _Level:
     def draw(self, size: int, rng: np.random.Generator) -> None:
         """Add samples, in portions of moderate memory."""
         while size > 0:
-            portion = min(size, max(2, 2**21 // max(1, np.size(self.total))))
+            known = 1 if self.shape is None or self.count == 0 else math.prod(self.shape)
+            portion = min(size, max(2, 2**21 // max(1, known)))
             difference = self._sample(portion, rng)
-            self.total = self.total + difference.sum(axis=0)
-            self.squares += float(np.sum(difference**2))
+            xp = array_namespace(difference)
+            self.total = self.total + xp.sum(difference, axis=0)
+            self.squares += float(xp.sum(difference**2))
             self.count += portion
             size -= portion
 
-    def _sample(self, size: int, rng: np.random.Generator) -> np.ndarray:
+    def _sample(self, size: int, rng: np.random.Generator) -> Array:
         answer = self.sampler(self.k, size, rng)
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise ValueError(f"sampler must return a pair (fine, coarse), got {type(answer).__name__}")
         fine, coarse = answer
         if (coarse is None) != (self.k == 0):
             raise ValueError(f"sampler must return None as coarse at level 0, and only there; level {self.k}")
-        fine = np.asarray(fine, dtype=np.float64)
-        difference = fine if coarse is None else fine - np.asarray(coarse, dtype=np.float64)
-        self.shape = fine.shape[1:] if self.shape is None else self.shape
+        fine = _wide(fine if is_array(fine) else np.asarray(fine))
+        difference = fine if coarse is None else fine - _wide(coarse if is_array(coarse) else np.asarray(coarse))
+        self.shape = tuple(fine.shape[1:]) if self.shape is None else self.shape
         shape = (size, *self.shape)
-        if fine.shape != shape or difference.shape != shape:
-            raise ValueError(f"sampler must return arrays of shape {shape} at level {self.k}, got {fine.shape}")
-        if not np.isfinite(difference).all():
+        if tuple(fine.shape) != shape or tuple(difference.shape) != shape:
+            raise ValueError(f"sampler must return arrays of shape {shape} at level {self.k}, got {tuple(fine.shape)}")
+        xp = array_namespace(difference)
+        if not bool(xp.all(xp.isfinite(difference))):
             raise ValueError(f"sampler must return finite values, got NaN or infinity at level {self.k}")
         return difference
 
@@ -518,15 +521,28 @@ class _Level:
     @property
     def variance(self) -> float:
         n = self.count
-        return max(0.0, (self.squares / n - float(np.sum(np.square(self.mean)))) * n / (n - 1))
+        return max(0.0, (self.squares / n - _square(self.mean)) * n / (n - 1))
 
 
 def _cost(cost: Callable[[int], float] | None, k: int) -> float:
     return 2.0**k if cost is None else check_float(cost(k), "cost", low=0, open_low=True)
 
 
-def _size(x: Any) -> float:
-    return math.sqrt(float(np.sum(np.square(x, dtype=np.float64))))
+def _wide(x: Array) -> Array:
+    """``x`` in double precision, where its kind has that (JAX does not unless it is told to)."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return np.asarray(x, dtype=np.float64)
+    xp = array_namespace(x)
+    return xp.astype(x, xp.__array_namespace_info__().dtypes(kind="real floating").get("float64", x.dtype))
+
+
+def _square(x: Array) -> float:
+    wide = _wide(x)
+    return float(array_namespace(wide).sum(wide * wide))
+
+
+def _size(x: Array) -> float:
+    return math.sqrt(_square(x))
 
 
 def _rate(norms: np.ndarray) -> float:
@@ -540,17 +556,38 @@ def _rate(norms: np.ndarray) -> float:
 # ------------------------------------------------------------------------------------------- sampling: helpers
 
 
-def _factors(A: Any, B: Any) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Both factors as NumPy arrays of one dtype (their norms tell later whether they are finite), and A as it came."""
+def _factors(A: Any, B: Any) -> tuple[Any, Any]:
+    """Both factors as arrays of one kind, A's, and one dtype (their norms tell later whether they are finite)."""
     left, right = check_array(A, "A", ndim=2, finite=False), check_array(B, "B", ndim=2, finite=False)
-    pick_kernel(left, cpu=basic_matmul)  # refuses arrays on a GPU
-    pick_kernel(right, cpu=basic_matmul)
     if left.shape[1] != right.shape[0]:
         got = f"{tuple(left.shape)} and {tuple(right.shape)}"
         raise ValueError(f"A and B must have the same inner dimension, got shapes {got}")
-    x, y = to_numpy(left), to_numpy(right)
-    dtype = np.result_type(x, y)
-    return x.astype(dtype, copy=False), y.astype(dtype, copy=False), left
+    if kind_of(left) != kind_of(right):
+        pick_kernel(right, cpu=basic_matmul)  # refuses to bring an array from a GPU to the host
+        right = from_numpy(to_numpy(right), like=left)
+    xp = array_namespace(left)
+    dtype = xp.result_type(left, right)
+    return xp.astype(left, dtype, copy=False), xp.astype(right, dtype, copy=False)
+
+
+def _norms(x: Array, *, axis: int) -> np.ndarray:
+    """Euclidean norms along an axis, on the host."""
+    if isinstance(x, np.ndarray):
+        return np.sqrt(np.einsum("ij,ij->i" if axis else "ij,ij->j", x, x, dtype=np.float64))
+    xp, wide = array_namespace(x), _wide(x)
+    return to_numpy(xp.sqrt(xp.sum(wide * wide, axis=axis))).astype(np.float64)
+
+
+def _taken(x: Array, places: np.ndarray, *, axis: int) -> Array:
+    """Rows or columns of an array of any kind, where it lies."""
+    if isinstance(x, np.ndarray):
+        return x[:, places] if axis else x[places]
+    return array_namespace(x).take(x, from_numpy(places, like=x), axis=axis)
+
+
+def _scaled(x: Array, scale: np.ndarray) -> Array:
+    xp = array_namespace(x)
+    return x * xp.astype(from_numpy(scale, like=x), x.dtype)
 
 
 def _check_norms(products: np.ndarray) -> None:
@@ -631,8 +668,11 @@ def _plan(n: int, n_levels: int | None, grid: tuple[int, int] | None, name: str,
     return _Plan(shape, padded, edges, keep)
 
 
-def _transform(x: np.ndarray, plan: _Plan) -> tuple[np.ndarray, np.ndarray]:
+def _transform(x: Array, plan: _Plan) -> tuple[Array, np.ndarray]:
     """Rows of x (r, n) transformed: the first ``keep`` coefficients (r, keep), and the norms of all columns (N,)."""
+    if not isinstance(x, np.ndarray):
+        head = _haar_any(x, plan)
+        return head, _norms(head, axis=0)
     rows, n = x.shape
     N = plan.edges[-1]
     head = np.empty((rows, plan.keep), x.dtype)
@@ -648,10 +688,30 @@ def _transform(x: np.ndarray, plan: _Plan) -> tuple[np.ndarray, np.ndarray]:
     return head, np.sqrt(squares)
 
 
-def _details(x: np.ndarray, head: np.ndarray, plan: _Plan, places: np.ndarray) -> np.ndarray:
+def _haar_any(x: Array, plan: _Plan) -> Array:
+    """The whole transform (r, N) of the rows of an array of any kind: sums and differences of slices."""
+    xp = array_namespace(x)
+    x = xp.reshape(x, (x.shape[0], *plan.shape))
+    for axis, (side, longer) in enumerate(zip(plan.shape, plan.padded, strict=True), start=1):
+        zeros = np.zeros((*x.shape[:axis], longer - side, *x.shape[axis + 1 :]))
+        x = xp.concat([x, xp.astype(from_numpy(zeros, like=x), x.dtype)], axis=axis)
+    parts: list[Array] = []  # fine to coarse
+    for _ in plan.edges[1:]:
+        if len(plan.shape) == 1:
+            a, b = x[:, 0::2], x[:, 1::2]
+            x = (a + b) * 0.5**0.5
+            parts.append((a - b) * 0.5**0.5)
+        else:
+            p, q, s, t = x[:, 0::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 0::2], x[:, 1::2, 1::2]
+            x = (p + q + s + t) * 0.5
+            parts += [(p - q - s + t) * 0.5, (p + q - s - t) * 0.5, (p - q + s - t) * 0.5]
+    return xp.concat([xp.reshape(part, (x.shape[0], -1)) for part in (x, *reversed(parts))], axis=1)
+
+
+def _details(x: Array, head: Array, plan: _Plan, places: np.ndarray) -> Array:
     """Columns of the transform (r, len(places)), all of one level: stored ones, or from the columns they combine."""
     if len(places) == 0 or places[-1] < plan.keep:
-        return head[:, places]
+        return _taken(head, places, axis=1)
     below = next(e for e in reversed(plan.edges[:-1]) if e <= places[0])  # number of blocks
     if len(plan.shape) == 1:
         length = plan.shape[0] // below

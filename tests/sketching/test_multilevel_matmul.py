@@ -203,16 +203,99 @@ def test_haar_of_a_block_by_hand() -> None:
 
 
 def test_every_backend_agrees(xp_array: Any) -> None:
-    expected = multilevel_matmul(A48, B48, budget=30, rng=0)
-    result = multilevel_matmul(xp_array(A48), xp_array(B48), budget=30, rng=0)
-    assert kind_of(result.product) == xp_array.kind
-    np.testing.assert_allclose(to_numpy(result.product), expected.product, rtol=1e-12)
+    for seed, options in enumerate(
+        (dict(budget=30), dict(eps=20.0), dict(budget=48), dict(budget=30, n_levels=2, grid=(6, 8)))
+    ):
+        expected = multilevel_matmul(A48, B48, rng=seed, **options)
+        result = multilevel_matmul(xp_array(A48), xp_array(B48), rng=seed, **options)
+        assert kind_of(result.product) == xp_array.kind
+        np.testing.assert_allclose(to_numpy(result.product), expected.product, rtol=1e-12)
+        np.testing.assert_array_equal(result.n_samples, expected.n_samples)
+        assert result.error_estimate == pytest.approx(expected.error_estimate, rel=1e-10, abs=1e-12)
+        assert result.exact_levels == expected.exact_levels
+    mixed = multilevel_matmul(xp_array(A48), B48, budget=30, rng=0)
+    assert kind_of(mixed.product) == xp_array.kind
+    for probabilities in ("uniform", np.arange(1.0, 49)):
+        W = basic_matmul(xp_array(A48), xp_array(B48), 9, probabilities=probabilities, rng=1)
+        expected_W = basic_matmul(A48, B48, 9, probabilities=probabilities, rng=1)
+        np.testing.assert_allclose(to_numpy(W), expected_W, rtol=1e-12)
+    zero = basic_matmul(xp_array(0 * A48), xp_array(B48), 9, rng=0)
+    assert kind_of(zero) == xp_array.kind and zero.shape == (3, 2) and not to_numpy(zero).any()
     W = basic_matmul(xp_array(A48), xp_array(B48), 9, rng=0)
     assert kind_of(W) == xp_array.kind
     np.testing.assert_allclose(to_numpy(W), basic_matmul(A48, B48, 9, rng=0), rtol=1e-12)
     for x, y in zip(haar_levels(xp_array(A48)), haar_levels(A48), strict=True):
         assert kind_of(x) == xp_array.kind
         np.testing.assert_array_equal(to_numpy(x), y)
+
+
+@pytest.mark.parametrize(
+    ("n", "options"),
+    [(1, {}), (45, dict(n_levels=2)), (64, dict(n_levels=3)), (45, dict(n_levels=2, grid=(5, 9))),
+     (40, dict(n_levels=0, grid=(4, 10)))],
+)  # fmt: skip
+def test_haar_of_every_backend_is_that_of_the_kernel(xp_array: Any, n: int, options: dict[str, Any]) -> None:
+    """Lengths that need padding, and both axes; single precision stays single."""
+    A = np.random.default_rng(n).normal(size=(3, n))
+    for axis, array in ((1, A), (0, np.ascontiguousarray(A.T))):
+        made, plain = (haar_levels(x, axis=axis, **options) for x in (xp_array(array), array))
+        for x, y in zip(made, plain, strict=True):
+            assert kind_of(x) == xp_array.kind and tuple(x.shape) == y.shape
+            np.testing.assert_allclose(to_numpy(x), y, rtol=0, atol=1e-14)
+    single = haar_levels(xp_array(A.astype(np.float32)), **options)
+    for x, y in zip(single, haar_levels(A.astype(np.float32), **options), strict=True):
+        assert to_numpy(x).dtype == np.float32
+        np.testing.assert_allclose(to_numpy(x), y, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("grid", "n_levels"), [(None, 4), ((128, 64), 2)])
+def test_wide_factors_agree_on_every_backend(xp_array: Any, grid: Any, n_levels: int) -> None:
+    """Past 4,096 columns the kernel makes fine details on demand; other kinds of arrays store them."""
+    rng = np.random.default_rng(0)
+    A, B = np.cumsum(rng.normal(size=(5, 8192)), axis=1), np.cumsum(rng.normal(size=(8192, 4)), axis=0)
+    options: dict[str, Any] = dict(budget=1000, n_levels=n_levels, grid=grid, rng=0)
+    expected, result = multilevel_matmul(A, B, **options), multilevel_matmul(xp_array(A), xp_array(B), **options)
+    np.testing.assert_array_equal(result.n_samples, expected.n_samples)
+    np.testing.assert_allclose(to_numpy(result.product), expected.product, rtol=1e-9)
+
+
+def test_mlmc_keeps_the_kind_of_the_sampler(xp_array: Any) -> None:
+    M = np.array([[1.0, 2.0], [0.0, -1.0]])
+
+    def numpy_sampler(level: int, size: int, rng: np.random.Generator) -> Any:
+        fine, coarse = brownian(level, size, rng)
+        return fine[:, None, None] * M, None if coarse is None else coarse[:, None, None] * M
+
+    def sampler(level: int, size: int, rng: np.random.Generator) -> Any:
+        fine, coarse = numpy_sampler(level, size, rng)
+        return xp_array(fine), None if coarse is None else xp_array(coarse)
+
+    plain, made = mlmc(numpy_sampler, eps=0.2, rng=1), mlmc(sampler, eps=0.2, rng=1)
+    assert kind_of(made.estimate) == xp_array.kind
+    np.testing.assert_allclose(to_numpy(made.estimate), plain.estimate, rtol=1e-12)
+    np.testing.assert_array_equal(made.n_samples, plain.n_samples)
+    np.testing.assert_allclose(made.level_variance, plain.level_variance, rtol=1e-9)
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_the_host() -> None:
+    cupy = pytest.importorskip("cupy")
+    rng = np.random.default_rng(0)
+    A, B = np.cumsum(rng.normal(size=(50, 8192)), axis=1), np.cumsum(rng.normal(size=(8192, 40)), axis=0)
+    for options in (dict(budget=400), dict(budget=400, grid=(128, 64))):
+        host = multilevel_matmul(A, B, rng=0, **options)
+        device = multilevel_matmul(cupy.asarray(A), cupy.asarray(B), rng=0, **options)
+        assert kind_of(device.product) == "cupy"
+        np.testing.assert_array_equal(device.n_samples, host.n_samples)
+        np.testing.assert_allclose(device.product.get(), host.product, rtol=1e-9, atol=1e-6)
+    W = basic_matmul(cupy.asarray(A), cupy.asarray(B), 200, rng=0)
+    assert kind_of(W) == "cupy"
+    np.testing.assert_allclose(W.get(), basic_matmul(A, B, 200, rng=0), rtol=1e-9, atol=1e-6)
+    for x, y in zip(haar_levels(cupy.asarray(A), n_levels=5), haar_levels(A, n_levels=5), strict=True):
+        assert kind_of(x) == "cupy"
+        np.testing.assert_allclose(x.get(), y, atol=1e-10)
+    with pytest.raises(TypeError, match="has no GPU kernel"):  # NumPy first: nothing is fetched from the GPU unasked
+        basic_matmul(A, cupy.asarray(B), 200, rng=0)
 
 
 # ------------------------------------------------------------------------------------------------- products
