@@ -7,6 +7,7 @@ Chapter: notebooks/bilevel/moreau_envelope.ipynb.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
@@ -20,12 +21,13 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.linear_model import ElasticNet
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from algokit.arrays import Array, array_namespace, from_numpy
+from algokit.arrays import Array, array_namespace, from_numpy, is_array, to_numpy
 from algokit.bilevel.problems import jax_gradient
 from algokit.checks import (
     AlgokitWarning,
     RNGLike,
     check_array,
+    check_bool,
     check_float,
     check_int,
     check_one_of,
@@ -51,6 +53,9 @@ Tree = Any  # an array, or a dict of trees
 class CompositeBilevelProblem:
     r"""Upper objective F; lower objective :math:`\varphi=f+g`, f smooth, g with a cheap proximal operator.
 
+    For many runs at once (``batched=True`` of :func:`meha`) x and y have a leading axis, one entry per start: then F, f
+    and g give one number per start, shape (r,), and the other callables work on each start for itself.
+
     Attributes
     ----------
     F, f : callable
@@ -67,11 +72,11 @@ class CompositeBilevelProblem:
         Projection on the closed convex set of the allowed x.
     """
 
-    F: Callable[[Tree, Tree], float]
-    f: Callable[[Tree, Tree], float]
+    F: Callable[[Tree, Tree], Any]
+    f: Callable[[Tree, Tree], Any]
     dF: Callable[[Tree, Tree], tuple[Tree, Tree]] | None = None
     df: Callable[[Tree, Tree], tuple[Tree, Tree]] | None = None
-    g: Callable[[Tree, Tree], float] | None = None
+    g: Callable[[Tree, Tree], Any] | None = None
     dg_dx: Callable[[Tree, Tree], Tree] | None = None
     prox_g: Callable[[Tree, Tree, float], Tree] | None = None
     project_x: Callable[[Tree], Tree] | None = None
@@ -86,17 +91,18 @@ class MehaResult(NamedTuple):
         Upper and lower variable.
     theta : like y
         The tracked proximal point.
-    n_iter : int
+    n_iter : int, or numpy.ndarray of int, shape (r,), of a batched run
         Updates made.
     history : dict of str to numpy.ndarray
         ``"iteration"``, ``"upper"`` (F), ``"lower"`` (f + g), ``"gap"`` (the gap to the envelope, estimated with the
-        tracked point), ``"step"`` (relative change of x and y by the update before) and ``"seconds"``.
+        tracked point), ``"step"`` (relative change of x and y by the update before) and ``"seconds"``: of shape (k,),
+        or in a batched run (k, r) for all but the first and the last. A start that has stopped keeps its last values.
     """
 
     x: Tree
     y: Tree
     theta: Tree
-    n_iter: int
+    n_iter: Any
     history: dict[str, np.ndarray]
 
 
@@ -138,6 +144,7 @@ def meha(
     tol: float = 0.0,
     record_every: int = 1,
     callback: Callable[[int, Tree, Tree, Tree], object] | None = None,
+    batched: bool = False,
 ) -> MehaResult:
     r"""Minimise F(x, y) over x and over lower solutions y, by three first-order updates per iteration.
 
@@ -156,7 +163,7 @@ def meha(
     problem : CompositeBilevelProblem
         Objectives, derivatives, proximal operator, projection.
     x0, y0 : array or nested dict of arrays
-        Start, of any shape.
+        Start, of any shape; NumPy, CuPy, torch, ... as the callables of ``problem`` take them.
     theta0 : like y0, optional
         Start of the tracked proximal point; ``y0`` by default.
     alpha, beta, eta : float, default 0.01, 0.01, 0.1
@@ -177,6 +184,9 @@ def meha(
         Iterations between two entries of the history.
     callback : callable, optional
         ``callback(k, x, y, theta)`` before each update; a true answer stops.
+    batched : bool, default False
+        Whether the first axis of every array counts r independent starts, run side by side with the same steps (see
+        :class:`CompositeBilevelProblem`). Each stops by ``tol`` for itself; the run ends with the last.
 
     Returns
     -------
@@ -201,7 +211,8 @@ def meha(
     -----
     Four gradients of f and two of F per iteration, and one extra copy of y. Source: algorithm of [1]_. (The
     threshold of a soft-thresholding prox is the step times the weight, once; the released R package multiplies by the
-    step twice.)
+    step twice.) A batched run does what separate runs do, to rounding, in a number of operations that does not grow
+    with r: that pays most on a GPU.
 
     .. [1] R. Liu et al., Moreau Envelope for Nonconvex Bi-Level Optimization, ICML 2024.
 
@@ -214,6 +225,14 @@ def meha(
     >>> result = meha(problem, np.ones(1), np.zeros(1), alpha=0.1, beta=0.3, eta=0.5, c0=10, p=0, max_iter=3000)
     >>> bool(abs(result.x[0] - 1 / (1 + 2 * 0.5 * 10)) < 1e-9)  # the bias of a fixed penalty c = 10
     True
+
+    Three starts at once: the same derivatives, and objectives that add up each start for itself.
+
+    >>> many = replace(problem, F=lambda x, y: 0.5 * ((x - 1) ** 2 + (y + 1) ** 2).sum(axis=1),
+    ...                f=lambda x, y: 0.5 * ((y - x) ** 2).sum(axis=1))
+    >>> x0 = np.array([[-1.0], [0.0], [1.0]])
+    >>> meha(many, x0, 0 * x0, alpha=0.1, beta=0.3, eta=0.5, c0=10, p=0, tol=1e-6, batched=True).x.round(3).tolist()
+    [[0.091], [0.091], [0.091]]
     """
     steps = {name: check_float(s, name, low=0, open_low=True, high=1e100) for name, s in
              (("alpha", alpha), ("beta", beta), ("eta", eta), ("gamma", gamma), ("c0", c0))}  # fmt: skip
@@ -224,13 +243,15 @@ def meha(
     tol = check_float(tol, "tol", low=0)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable or None, got {type(callback).__name__}")
+    batched = check_bool(batched, "batched")
     x, y = _check_tree(x0, "x0"), _check_tree(y0, "y0")
     theta = y if theta0 is None else _check_tree(theta0, "theta0")
     if _shapes(theta) != _shapes(y):
         raise ValueError(f"theta0 must have the shape of y0, got {_shapes(theta)} and {_shapes(y)}")
-    problem = _completed(problem)
-    _check_start(problem, x, y, ("x0", "y0"))
-    _probe(problem, x, y, gamma)
+    starts = _batch_shape({"x0": x, "y0": y}) if batched else ()
+    problem = _completed(problem, starts)
+    _check_start(problem, x, y, ("x0", "y0"), starts)
+    _probe(problem, x, y, gamma, batched)
     dF, df, dg, prox = problem.dF, problem.df, problem.dg_dx, problem.prox_g
     assert dF and df and problem.g
 
@@ -247,39 +268,52 @@ def meha(
         moved = _map(lambda y, u, l, t: y - beta * (share * u + l - (y - t) / gamma), y, up, low, theta)
         return moved if prox is None else prox(x, moved, beta)
 
-    history: dict[str, list[float]] = {k: [] for k in ("iteration", "upper", "lower", "gap", "step", "seconds")}
-    began, step = time.perf_counter(), math.inf
+    history: dict[str, list[Any]] = {k: [] for k in ("iteration", "upper", "lower", "gap", "step", "seconds")}
+    began, step = time.perf_counter(), np.full(starts, math.inf)
+    running, n_iter = np.ones(starts, dtype=bool), np.zeros(starts, dtype=np.int64)
     with np.errstate(over="ignore", invalid="ignore"):  # divergence is reported below
         for k in range(max_iter + 1):
-            stop = k == max_iter or step <= tol or (callback is not None and bool(callback(k, x, y, theta)))
+            running = running & (step > tol)
+            stop = k == max_iter or not running.any() or (callback is not None and bool(callback(k, x, y, theta)))
             if stop or k % record_every == 0:
-                lower = float(problem.f(x, y)) + float(problem.g(x, y))
-                near = float(problem.f(x, theta)) + float(problem.g(x, theta))
-                gap = lower - near - _square(_map(_minus, theta, y)) / (2 * gamma)
-                entry = (k, float(problem.F(x, y)), lower, gap, step, time.perf_counter() - began)
+                lower = _value(problem.f(x, y), batched) + _value(problem.g(x, y), batched)
+                near = _value(problem.f(x, theta), batched) + _value(problem.g(x, theta), batched)
+                gap = lower - near - _square(_map(_minus, theta, y), batched) / (2 * gamma)
+                entry = (k, _value(problem.F(x, y), batched), lower, gap, step, time.perf_counter() - began)
                 for key, value in zip(history, entry, strict=True):
                     history[key].append(value)
             if stop:
                 break
             share = 1 / (c0 * (k + 1) ** p)
             slope = df(x, theta)[1]
-            theta = _map(lambda t, s, y: t - eta * (s + (t - y) / gamma), theta, slope, y)
-            theta = theta if prox is None else prox(x, theta, eta)
+            new_theta = _map(lambda t, s, y: t - eta * (s + (t - y) / gamma), theta, slope, y)
+            new_theta = new_theta if prox is None else prox(x, new_theta, eta)
             if x_first:
-                new_x = move_x(x, y, theta, share)
-                new_y = move_y(new_x, y, theta, share)
+                new_x = move_x(x, y, new_theta, share)
+                new_y = move_y(new_x, y, new_theta, share)
             else:
-                new_y = move_y(x, y, theta, share)
-                new_x = move_x(x, new_y, theta, share)
-            change = _square(_map(_minus, new_x, x)) + _square(_map(_minus, new_y, y))
-            step = math.sqrt(change / (1 + _square(x) + _square(y)))
-            if not math.isfinite(step) or not math.isfinite(_square(theta)):
+                new_y = move_y(x, y, new_theta, share)
+                new_x = move_x(x, new_y, new_theta, share)
+            change = _square(_map(_minus, new_x, x), batched) + _square(_map(_minus, new_y, y), batched)
+            new_step = np.sqrt(change / (1 + _square(x, batched) + _square(y, batched)))
+            broken = running & ~(np.isfinite(new_step) & np.isfinite(_square(new_theta, batched)))
+            if broken.any():
                 given = ", ".join(f"{name}={value:.3g}" for name, value in steps.items())
+                where = f" of start {np.flatnonzero(broken)[0]}" if batched else ""
                 if k == 0:
-                    raise ValueError(f"x0, y0, theta0 and the steps ({given}) must give finite derivatives of problem")
-                raise FloatingPointError(f"not finite at iteration {k}: try smaller steps (now {given})")
-            x, y = new_x, new_y
-    return MehaResult(x, y, theta, k, {key: np.array(values) for key, values in history.items()})
+                    raise ValueError(
+                        f"x0, y0, theta0 and the steps ({given}) must give finite derivatives of problem{where}"
+                    )
+                raise FloatingPointError(f"not finite at iteration {k}{where}: try smaller steps (now {given})")
+            if running.all():
+                x, y, theta, step = new_x, new_y, new_theta, new_step
+            else:  # those that have stopped stay where they are
+                keep = functools.partial(_where, running)
+                x, y, theta = _map(keep, new_x, x), _map(keep, new_y, y), _map(keep, new_theta, theta)
+                step = np.where(running, new_step, step)
+            n_iter = n_iter + running
+    made = {key: np.array(values) for key, values in history.items()}
+    return MehaResult(x, y, theta, n_iter if batched else k, made)
 
 
 def moreau_envelope(
@@ -715,12 +749,27 @@ def _leaves(tree: Tree) -> list[Array]:
     return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, dict) else [tree]
 
 
-def _square(tree: Tree) -> float:
-    return sum(float(array_namespace(a).sum(a * a)) for a in _leaves(tree))
+def _where(mask: np.ndarray, a: Array, b: Array) -> Array:
+    """Starts of a where the mask, of shape (r,), is true, and of b elsewhere."""
+    return array_namespace(a).where(from_numpy(mask.reshape(-1, *(1,) * (a.ndim - 1)), like=a), a, b)
 
 
-def _inner(one: Tree, other: Tree) -> float:
-    return sum(float(array_namespace(a).sum(a * b)) for a, b in zip(_leaves(one), _leaves(other), strict=True))
+def _value(v: Any, batched: bool) -> Any:
+    """One number, or one number per start as a NumPy array."""
+    return to_numpy(v) if batched else float(v)
+
+
+def _sum(a: Array, batched: bool) -> Any:
+    xp = array_namespace(a)
+    return to_numpy(xp.sum(xp.reshape(a, (a.shape[0], -1)), axis=1)) if batched else float(xp.sum(a))
+
+
+def _square(tree: Tree, batched: bool = False) -> Any:
+    return sum(_sum(a * a, batched) for a in _leaves(tree))
+
+
+def _inner(one: Tree, other: Tree, batched: bool = False) -> Any:
+    return sum(_sum(a * b, batched) for a, b in zip(_leaves(one), _leaves(other), strict=True))
 
 
 def _shapes(tree: Tree) -> Any:
@@ -735,7 +784,15 @@ def _check_tree(tree: Any, name: str) -> Tree:
     return check_array(tree, name)
 
 
-def _completed(problem: Any) -> CompositeBilevelProblem:
+def _batch_shape(trees: dict[str, Tree]) -> tuple[int]:
+    """Number of starts: the length of the first axis of every array."""
+    lengths = {a.shape[0] if a.ndim else 0 for tree in trees.values() for a in _leaves(tree)}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError(f"{' and '.join(trees)} must have one first axis, of the starts, if batched=True")
+    return (lengths.pop(),)
+
+
+def _completed(problem: Any, starts: tuple[int, ...] = ()) -> CompositeBilevelProblem:
     """``problem``, checked, with derivatives by JAX where missing and g = 0 where there is none."""
     if not isinstance(problem, CompositeBilevelProblem):
         raise TypeError(f"problem must be a CompositeBilevelProblem, got {type(problem).__name__}")
@@ -747,15 +804,18 @@ def _completed(problem: Any) -> CompositeBilevelProblem:
         raise ValueError("problem must have g where it has prox_g or dg_dx")
     if problem.g is not None and problem.prox_g is None:
         raise ValueError("problem must have prox_g where it has g")
+    F, f = problem.F, problem.f
     return replace(
-        problem,
-        dF=problem.dF or jax_gradient(problem.F),
-        df=problem.df or jax_gradient(problem.f),
-        g=problem.g or (lambda x, y: 0.0),
+        problem,  # starts know nothing of each other: the gradient of a sum over them is the gradient of each
+        dF=problem.dF or jax_gradient((lambda x, y: F(x, y).sum()) if starts else F),
+        df=problem.df or jax_gradient((lambda x, y: f(x, y).sum()) if starts else f),
+        g=problem.g or (lambda x, y: np.zeros(starts)),
     )
 
 
-def _check_start(problem: CompositeBilevelProblem, x: Tree, y: Tree, names: tuple[str, str]) -> None:
+def _check_start(
+    problem: CompositeBilevelProblem, x: Tree, y: Tree, names: tuple[str, str], starts: tuple[int, ...] = ()
+) -> None:
     """Refuse a point that does not fit: broadcasting would hide a wrong shape for ever."""
     for name in ("dF", "df"):
         complaint = f"{names[0]} and {names[1]} must fit problem, got shapes {_shapes(x)} and {_shapes(y)}"
@@ -765,9 +825,14 @@ def _check_start(problem: CompositeBilevelProblem, x: Tree, y: Tree, names: tupl
             raise ValueError(f"{complaint}: {name} fails: {error}") from error
         if shapes != [_shapes(x), _shapes(y)]:
             raise ValueError(f"{complaint}: {name} gives gradients of shapes {shapes[0]} and {shapes[1]}")
+    for name in ("F", "f", "g") if starts else ():
+        value = getattr(problem, name)(x, y)
+        shape = tuple(value.shape) if is_array(value) else ()
+        if shape != starts:
+            raise ValueError(f"{complaint}: in a batched run {name} must give shape {starts}, got {shape}")
 
 
-def _probe(problem: CompositeBilevelProblem, x: Tree, y: Tree, gamma: float) -> None:
+def _probe(problem: CompositeBilevelProblem, x: Tree, y: Tree, gamma: float, batched: bool) -> None:
     """Warn if the gradient of f between y and a point nearby falls faster than 1/gamma."""
     assert problem.df
     rng, size = (
@@ -779,7 +844,8 @@ def _probe(problem: CompositeBilevelProblem, x: Tree, y: Tree, gamma: float) -> 
     )
     away = _map(lambda a, b: array_namespace(b).astype(a, b.dtype), away, y)
     d = _map(_minus, away, y)
-    curvature = _inner(_map(_minus, problem.df(x, away)[1], problem.df(x, y)[1]), d) / _square(d)
+    slopes = _inner(_map(_minus, problem.df(x, away)[1], problem.df(x, y)[1]), d, batched)
+    curvature = np.min(slopes / _square(d, batched))
     if curvature < -1 / gamma:
         warnings.warn(
             f"f has curvature {curvature:.3g} between two points near y0, below -1/gamma = {-1 / gamma:.3g}: "

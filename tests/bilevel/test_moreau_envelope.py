@@ -60,7 +60,7 @@ ROWS = np.random.default_rng(0).normal(size=(12, 3))
 EXAMPLES = {
     "meha": dict(
         problem=PAIR, x0=np.ones(2), y0=np.ones(2), theta0=np.ones(2), alpha=0.1, beta=0.1, eta=0.1, gamma=1.0, c0=1.0,
-        p=0.2, order="xy", max_iter=3, tol=0.0, record_every=1,
+        p=0.2, order="xy", max_iter=3, tol=0.0, record_every=1, batched=False,
     ),
     "moreau_envelope": dict(problem=PAIR, x=np.ones(2), y=np.ones(2), gamma=1.0, eta=0.3, tol=1e-6, max_iter=10_000),
     "prox_l1": dict(y=np.array([2.0, -1.0]), t=np.array([0.5, 0.5])),
@@ -223,6 +223,108 @@ def test_meha_on_every_backend(xp_array):
         np.testing.assert_allclose(to_numpy(one), other, rtol=1e-12)
     single = meha(PAIR, np.zeros(2, np.float32), np.ones(2, np.float32), max_iter=5)
     assert {a.dtype for a in single[:3]} == {np.dtype(np.float32)}
+
+
+def per_start(a):
+    """Sum over all but the first axis of an array of any kind."""
+    return array_namespace(a).sum(a, axis=1)
+
+
+PAIRS = dataclasses.replace(
+    PAIR,
+    F=lambda x, y: 0.5 * per_start((x - 1) ** 2 + (y + 1) ** 2),
+    f=lambda x, y: 0.5 * per_start((y - x) ** 2),
+)
+STARTS = np.array([[0.0, -1.0], [3.0, 0.5], [0.4, 0.4], [-2.0, 1.0]])
+
+
+@pytest.mark.parametrize("order", ["xy", "yx"])
+def test_a_batched_run_is_separate_runs(xp_array, order):
+    """Each start stops when it would alone; those that have stopped keep their place and their last values."""
+    options = dict(alpha=0.1, beta=0.3, eta=0.5, c0=10, p=0, tol=3e-4, max_iter=320, order=order)
+    found = meha(PAIRS, xp_array(STARTS), xp_array(0.5 * STARTS), theta0=xp_array(-STARTS), batched=True, **options)
+    alone = [meha(PAIR, s, 0.5 * s, theta0=-s, **options) for s in STARTS]
+    assert len({r.n_iter for r in alone}) > 2 and max(r.n_iter for r in alone) == 320  # early, late, and not at all
+    assert found.n_iter.tolist() == [r.n_iter for r in alone]
+    for i, name in enumerate(("x", "y", "theta")):
+        assert kind_of(found[i]) == xp_array.kind
+        np.testing.assert_allclose(to_numpy(found[i]), [getattr(r, name) for r in alone], rtol=1e-11)
+    for key in ("upper", "lower", "gap", "step"):
+        assert found.history[key].shape == (321, 4)
+        for i, r in enumerate(alone):
+            np.testing.assert_allclose(found.history[key][: r.n_iter + 1, i], r.history[key], rtol=1e-9, atol=1e-12)
+            np.testing.assert_array_equal(found.history[key][r.n_iter :, i], found.history[key][r.n_iter, i])
+    assert found.history["iteration"].tolist() == list(range(321))
+
+
+def test_a_batched_run_with_data_of_its_own_for_every_start(xp_array):
+    """Elastic nets of five data sets at once: stacked data, batched products, a threshold per start."""
+    separate = [elastic_net(seed) for seed in range(5)]
+    A, b, A_val, b_val = (xp_array(np.stack([data[i] for _, data in separate])) for i in range(4))
+    n, xp = A.shape[1], array_namespace(A)
+    times = lambda M, v: xp.matmul(M, v[:, :, None])[:, :, 0]  # noqa: E731
+    back = lambda M, v: xp.matmul(xp.matrix_transpose(M), v[:, :, None])[:, :, 0]  # noqa: E731
+    sizes = lambda y: xp.stack([per_start(xp.abs(y)), 0.5 * per_start(y * y)], axis=1)  # noqa: E731
+    problem = CompositeBilevelProblem(
+        F=lambda x, y: 0.5 / n * per_start((times(A_val, y) - b_val) ** 2),
+        f=lambda x, y: 0.5 / n * per_start((times(A, y) - b) ** 2),
+        dF=lambda x, y: (0 * x, back(A_val, times(A_val, y) - b_val) / n),
+        df=lambda x, y: (0 * x, back(A, times(A, y) - b) / n),
+        g=lambda x, y: per_start(x * sizes(y)),
+        dg_dx=lambda x, y: sizes(y),
+        prox_g=lambda x, y, step: prox_elastic_net(y, step * x[:, :1], step * x[:, 1:]),
+        project_x=lambda x: xp.clip(x, 1e-4, 10),
+    )
+    x0, y0 = np.linspace(0.1, 1.0, 10).reshape(5, 2), np.zeros((5, 6))
+    options = dict(alpha=0.1, beta=0.1, eta=0.2, c0=5.0, p=0.3, max_iter=60, record_every=30)
+    found = meha(problem, xp_array(x0), xp_array(y0), batched=True, **options)
+    for i, (alone, _) in enumerate(separate):
+        one = meha(alone, x0[i], y0[i], **options)
+        for a, b_ in zip(found[:3], one[:3], strict=True):
+            np.testing.assert_allclose(to_numpy(a)[i], b_, rtol=1e-9, atol=1e-12)
+        for key in ("upper", "lower", "gap"):
+            np.testing.assert_allclose(found.history[key][:, i], one.history[key], rtol=1e-8, atol=1e-12)
+
+
+def test_batched_dicts_and_missing_gradients():
+    pytest.importorskip("jax")
+    split = lambda a: {"one": a[:, :1], "two": {"three": a[:, 1:]}}  # noqa: E731
+    trees = CompositeBilevelProblem(
+        F=lambda x, y: 0.5 * ((x["one"] - 1) ** 2 + (x["two"]["three"] - 1) ** 2 + (y["one"] + 1) ** 2
+                              + (y["two"]["three"] + 1) ** 2)[:, 0],
+        f=lambda x, y: 0.5 * ((y["one"] - x["one"]) ** 2 + (y["two"]["three"] - x["two"]["three"]) ** 2)[:, 0],
+    )  # fmt: skip
+    options = dict(max_iter=30, batched=True, tol=0.02, alpha=0.05)
+    flat, nested = meha(PAIRS, STARTS, STARTS, **options), meha(trees, split(STARTS), split(STARTS), **options)
+    np.testing.assert_allclose(nested.x["two"]["three"], flat.x[:, 1:], rtol=1e-12)
+    np.testing.assert_allclose(nested.history["step"], flat.history["step"], rtol=1e-10)
+    assert nested.n_iter.tolist() == flat.n_iter.tolist()
+
+
+def test_what_a_batched_run_refuses():
+    with pytest.raises(ValueError, match=r"F must give shape \(4,\)"):
+        meha(PAIR, STARTS, STARTS, batched=True)
+    with pytest.raises(ValueError, match="x0 and y0 must have one first axis"):
+        meha(PAIRS, STARTS, STARTS[:3], batched=True)
+    with pytest.raises(ValueError, match="x0 and y0 must have one first axis"):
+        meha(PAIRS, np.array(1.0), np.array(1.0), batched=True)
+    growing = dataclasses.replace(
+        PAIRS, dF=lambda x, y: (0 * x, np.where(x > 2.5, 100.0, 1.0) * y), df=lambda x, y: (0 * x, y - x)
+    )
+    with pytest.raises(FloatingPointError, match="of start 1: try smaller steps"):
+        meha(growing, STARTS, STARTS, alpha=1e-9, beta=0.3, eta=0.5, max_iter=2000, batched=True)
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_the_host():
+    cupy = pytest.importorskip("cupy")
+    rng = np.random.default_rng(0)
+    x0, y0 = rng.normal(size=(200, 2)), rng.normal(size=(200, 2))
+    options = dict(alpha=0.1, beta=0.3, eta=0.5, tol=1e-4, max_iter=200, batched=True)
+    host, device = meha(PAIRS, x0, y0, **options), meha(PAIRS, cupy.asarray(x0), cupy.asarray(y0), **options)
+    assert kind_of(device.x) == "cupy" and isinstance(device.n_iter, np.ndarray)
+    np.testing.assert_allclose(device.x.get(), host.x, rtol=1e-10)
+    np.testing.assert_allclose(device.history["gap"], host.history["gap"], rtol=1e-8, atol=1e-12)
 
 
 def test_objectives_alone_are_enough():
