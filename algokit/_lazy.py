@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Callable, Iterable
 from types import ModuleType
 
-__all__ = ["lazy_submodules"]
+__all__ = ["lazy_submodules", "require"]
 
 
 def lazy_submodules(
@@ -38,3 +38,34 @@ def lazy_submodules(
         return names
 
     return __getattr__, __dir__, names
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import ``module``, or say which extra of the package brings it.
+
+    Parameters
+    ----------
+    module : str
+        Name of a module that an extra installs.
+    extra : str
+        Name of that extra.
+
+    Returns
+    -------
+    module
+        The imported module.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise  # it is there, but lacks something of its own
+        raise ModuleNotFoundError(
+            f"this needs {module}, which comes with the extra {extra!r} of algokit-book: install algokit-book[{extra}]",
+            name=module,
+        ) from None
