@@ -22,6 +22,7 @@ from tools import notebooks as nbs
 from tools.set_repository import repository_url
 
 MAX_BYTES = 600_000
+NEURAL = re.compile(r"(?m)^\s*(?:import|from) (?:jax|optax|algokit\.nn\.(?:models|training|generation|tiny_lm))\b")
 METADATA = {"part", "slug", "promise", "papers", "api", "fingerprint"}
 PAPER = {"title", "authors", "year", "venue", "arxiv", "code", "code_license"}
 
@@ -128,6 +129,10 @@ def set_up_installs_from_the_repository(nb: Any, path: Path) -> Iterator[str]:
         yield f"{len(cells)} cells are tagged 'setup': exactly one is needed"
     elif f"@ git+{repository_url()}" not in cells[0].source:
         yield f"the set-up cell must install from {repository_url()}: run `make set-repository URL={repository_url()}`"
+    elif NEURAL.search("\n".join(c.source for c in nbs.code_cells(nb))) and not (
+        "algokit-book[neural] @" in cells[0].source and re.search(r"try:[^:]*import (?:optax|jax)\b", cells[0].source)
+    ):
+        yield "it uses JAX: the set-up cell must try `import optax` (or jax) and install algokit-book[neural]"
 
 
 def nothing_ties_it_to_a_machine(nb: Any, path: Path) -> Iterator[str]:

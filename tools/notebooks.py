@@ -79,18 +79,34 @@ def _joined(outputs: list[Any]) -> list[Any]:
 
 
 def fingerprint(nb: Any) -> str:
-    """Hash of what a chapter's outputs come from: its code cells, and the code of its algokit module.
+    """Hash of what a chapter's outputs come from: its code cells, its algokit module, and what that shares in its part.
 
-    Comments, formatting and docstrings of the module do not count.
+    Comments, formatting and docstrings of the modules do not count.
     """
     digest = hashlib.sha256()
     for cell in code_cells(nb):
         digest.update(cell.source.encode() + b"\0")
     about = nb.metadata["algokit"]
-    module = ROOT / "algokit" / about["part"] / f"{about['slug']}.py"
-    if module.exists():
+    for module in _with_shared(ROOT / "algokit" / about["part"] / f"{about['slug']}.py"):
         digest.update(_code_of(module).encode())
     return digest.hexdigest()[:16]
+
+
+def _with_shared(module: Path) -> list[Path]:
+    """The module and the modules of its part that it imports, directly or not, in the order in which they are met."""
+    found: list[Path] = []
+    ahead = [module] if module.exists() else []
+    while ahead:
+        path = ahead.pop(0)
+        found.append(path)
+        part = f"algokit.{module.parent.name}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(part):
+                source = node.module or ""
+                names = [source.removeprefix(part + ".")] if source != part else [a.name for a in node.names]
+                shared = (path.with_name(f"{name}.py") for name in names)
+                ahead += [p for p in shared if p.exists() and p not in found + ahead]
+    return found
 
 
 def _code_of(module: Path) -> str:

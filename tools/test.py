@@ -17,6 +17,10 @@ from typing import NamedTuple
 
 from tools.notebooks import ROOT
 
+JAX_CACHE = {  # what one process compiled, the others load
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / "_build" / "jax-cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+}
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-n", "auto")
 
 
@@ -41,6 +45,7 @@ STEPS = (
             "-m",
             "not slow and not network",
             "--ignore=tests/book",
+            "--ignore=tests/nn",
             "tests",
             "-o",
             "addopts=--import-mode=importlib",
@@ -84,7 +89,7 @@ def _run(step: Step) -> tuple[bool, float, str]:
     process = subprocess.Popen(
         step.command,
         cwd=ROOT,
-        env={**os.environ, **dict(step.environment)},
+        env={**JAX_CACHE, **os.environ, **dict(step.environment)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -97,6 +97,15 @@ def test_package_alone_imports_and_computes(clone: Path, fresh: Path, tmp_path: 
         "print(bradley_terry(np.array([[0, 3], [1, 0]])).strengths.round(3), 'site-packages' in algokit.__file__)"
     )
     assert run(fresh, "-c", code, cwd=tmp_path) == "[1.732 0.577] True\n"
+    code = (
+        "from algokit.nn.ngram import fit_ngram\n"
+        "from algokit.nn.text import language_reference\n"
+        "fit_ngram(language_reference().train)\n"
+        "try:\n    import algokit.nn.tiny_lm\nexcept ModuleNotFoundError as error:\n    print(error)"
+    )
+    assert run(fresh, "-c", code, cwd=tmp_path) == (
+        "this needs jax, which comes with the extra 'neural' of algokit-book: install algokit-book[neural]\n"
+    )
 
 
 def test_distributions_are_built_and_complete(clone: Path, tmp_path: Path) -> None:
@@ -107,7 +116,7 @@ def test_distributions_are_built_and_complete(clone: Path, tmp_path: Path) -> No
     import zipfile
 
     inside = set(zipfile.ZipFile(wheel).namelist())
-    assert {"algokit/py.typed", "algokit/optimization/bradley_terry.py"} <= inside
+    assert {"algokit/py.typed", "algokit/nn/tiny_lm.npz", "algokit/optimization/bradley_terry.py"} <= inside
     assert not [n for n in inside if n.startswith(("tests", "tools", "book", "notebooks"))]
 
 

@@ -97,6 +97,10 @@ def install_a_stranger(nb: Any) -> None:
     cell.source = cell.source.replace("algokit-book @ git+https://", "algokit @ git+ssh://")
 
 
+def use_jax_without_its_extra(nb: Any) -> None:
+    first(nb, lambda c: "setup" in nbs.tags(c)).source += "\nimport jax"
+
+
 def name_a_path(nb: Any) -> None:
     nb.cells[2].source += " /home/someone/data.csv"
 
@@ -127,6 +131,7 @@ MUTATIONS = {
     mute_a_figure: "no caption",
     lose_the_thumbnail: "0 figures are tagged 'thumbnail'",
     install_a_stranger: "set-up cell must install from",
+    use_jax_without_its_extra: "must try `import optax` (or jax)",
     name_a_path: "absolute path: '/home/someone/data.csv'",
     stamp_times: "execution times",
     shuffle_ids: "cell ids",

@@ -125,6 +125,8 @@ def test_no_part_needs_jax_cupy_or_matplotlib_to_be_imported():
 def test_the_three_trees_have_the_same_rooms():
     for path in chapters():
         part, slug = path.parent.name, path.stem
+        if part == "foundations":  # chapters of our own, over the core
+            continue
         about = [ROOT / "algokit" / part / f"{slug}.py", ROOT / "tests" / part / f"test_{slug}.py"]
         assert all(p.exists() for p in about), f"{part}/{slug} lacks one of {about}"
     for module in pkgutil.iter_modules(algokit.__path__):
