@@ -19,7 +19,7 @@ from tools.notebooks import ROOT
 
 JAX_CACHE = {  # what one process compiled, the others load
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / "_build" / "jax-cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-n", "auto")
 
