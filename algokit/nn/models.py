@@ -662,7 +662,11 @@ def conv(params: Tree, x: Array, *, tap: Tap | None = None) -> Array:
     for i in range(layers):
         layer = params[str(i)]
         x = jax.lax.conv_general_dilated(
-            tap(f"{i}/weight", x), layer["weight"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            tap(f"{i}/weight", x).astype(layer["weight"].dtype),
+            layer["weight"],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         x = jax.nn.relu(x + layer["bias"])
         if i < layers - 1:
