@@ -254,8 +254,12 @@ def layer_inputs(
 
     Parameters
     ----------
-    params, tokens, config
+    params : nested dict of arrays
         As for :func:`gpt`.
+    tokens : integer array, shape (batch, time) or (time,)
+        As for :func:`gpt`.
+    config : GPTConfig
+        Shape of the model.
     paths : collection of str, optional
         Which of the paths that a tap sees (see :func:`gpt`) to keep. None keeps the inputs of all weight matrices.
 
@@ -351,12 +355,16 @@ def gpt_cached(
 
     Parameters
     ----------
-    params, config, tap
+    params : nested dict of arrays
         As for :func:`gpt`.
     tokens : integer array, shape (batch, time)
         The tokens that come next; one, or a whole prompt.
     cache : KVCache
         What came before; left unchanged.
+    config : GPTConfig
+        Shape of the model.
+    tap : callable, optional
+        As for :func:`gpt`.
 
     Returns
     -------

@@ -183,8 +183,14 @@ def sorting(length: int = 8, *, n_symbols: int = 16, n_train: int = 2000, n_test
 
     Parameters
     ----------
-    length, n_symbols, n_train, n_test, rng
-        As for :func:`copying`.
+    length : int, default 8
+        Length of the string.
+    n_symbols : int, default 16
+        Symbols it is drawn from.
+    n_train, n_test : int
+        Sequences, all different; there are ``n_symbols ** length``.
+    rng : None, int or numpy.random.Generator
+        Which strings.
 
     Returns
     -------
