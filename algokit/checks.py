@@ -29,6 +29,7 @@ __all__ = [
     "check_rng",
     "check_same_length",
     "check_sparse",
+    "check_state",
 ]
 
 DTypeKind = Literal["floating", "integer", "bool", "real", "any"]
@@ -484,6 +485,44 @@ def check_rng(rng: RNGLike, name: str = "rng") -> np.random.Generator:
         ) from None
     except ValueError as error:
         raise ValueError(f"{name} must be a non-negative seed, got {_short(rng)}: {error}") from None
+
+
+def check_state(state: Any, name: str, keys: Collection[str]) -> dict[str, np.ndarray]:
+    """State of a mergeable summary: a dict of NumPy arrays with certain keys.
+
+    Parameters
+    ----------
+    state : object
+        What to check.
+    name : str
+        Name of the argument, for the message.
+    keys : collection of str
+        The keys that it must have, and no others.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        ``state`` itself.
+
+    Raises
+    ------
+    TypeError
+        If ``state`` is not a dict of NumPy arrays.
+    ValueError
+        If its keys are others.
+
+    Examples
+    --------
+    >>> check_state({"wins": np.zeros(3)}, "state", ("wins", "names"))
+    Traceback (most recent call last):
+        ...
+    ValueError: state must be a state with the keys ['names', 'wins'], got ['wins']
+    """
+    if not isinstance(state, dict) or not all(isinstance(a, np.ndarray) for a in state.values()):
+        raise TypeError(f"{name} must be a state: a dict of NumPy arrays, got {type(state).__name__}")
+    if set(state) != set(keys):
+        raise ValueError(f"{name} must be a state with the keys {sorted(keys)}, got {sorted(map(str, state))}")
+    return state
 
 
 def check_allocation(shape: tuple[int, ...], name: str, *, itemsize: int = 8) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numba import njit
 from scipy.special import chdtri
-from sklearn.base import BaseEstimator, ClassifierMixin, DensityMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, DensityMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -30,11 +30,20 @@ from algokit.checks import (
     check_float,
     check_int,
     check_one_of,
+    check_state,
 )
 
-__all__ = ["IncrementalGaussianMixture", "IncrementalMixtureClassifier", "RankOneUpdate", "rank_one_inverse_update"]
+__all__ = [
+    "GaussianMixtureSummary",
+    "IncrementalGaussianMixture",
+    "IncrementalMixtureClassifier",
+    "MixtureMoments",
+    "RankOneUpdate",
+    "rank_one_inverse_update",
+]
 
 MIN_PIVOT = 1e-12  # a step that divides the variance along e by more than 1e12 has lost positive definiteness
+MIN_MASS = 1e-6  # points; a component with less of a chunk leaves them to the others
 MIN_RESPONSIBILITY = 1e-12  # below it a component's mean and precision would not move: they are left alone
 FAR = 1e100  # largest |x| in initial scales: beyond it squared distances could overflow
 LOG_2_PI = math.log(2 * math.pi)
@@ -672,6 +681,293 @@ class IncrementalMixtureClassifier(ClassifierMixin, BaseEstimator):
         X = _validated(self, X, reset=False)
         unknown = np.full((len(X), len(self.classes_)), np.nan, dtype=X.dtype)
         return self.mixture_.reconstruct(np.hstack([X, unknown]))[:, X.shape[1] :]
+
+
+class MixtureMoments(NamedTuple):
+    """A mixture of all chunks.
+
+    Attributes
+    ----------
+    masses : numpy.ndarray, shape (K,)
+        Points of each component; they add up to the number of rows.
+    means : numpy.ndarray, shape (K, D)
+        Means.
+    covariances : numpy.ndarray, shape (K, D, D)
+        Scatter about the mean divided by the mass; singular where a component has few points.
+    mixture : IncrementalGaussianMixture
+        A fitted model of these components, whose covariances hold the initial one with mass 1, as always: it predicts,
+        scores, reconstructs, and learns on.
+    """
+
+    masses: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+    mixture: IncrementalGaussianMixture
+
+
+class GaussianMixtureSummary:
+    r"""Mixtures of chunks, on one machine or on many, merged by their moments; approximate.
+
+    Each chunk is learned by an :class:`IncrementalGaussianMixture` of its own and summed up by the masses, means and
+    scatter of its components, with the final responsibilities. Two mixtures are merged by pairs: of all pairs of a
+    component here and one there, the closest is joined first, then the next closest of those still alone, until the
+    next would be novel, that is, beyond the :math:`1-\beta` quantile of :math:`\chi^2_D`. Joining adds moments.
+
+    The distance of two components of masses :math:`m_i, m_j` and scatters :math:`S_i, S_j` is that of Mahalanobis
+    between their means under :math:`(S_i + S_j + 2 C_0)/(m_i + m_j)`, with the covariance :math:`C_0` of a new
+    component: between two single points it is the distance by which the second would be found novel.
+
+    Parameters
+    ----------
+    mixture : IncrementalGaussianMixture, optional
+        Parameters for every chunk, and ``delta``, ``beta`` and ``scale`` for the merges. Give it a ``scale``: without,
+        each chunk takes its own standard deviations, and a merge those of all rows of both sides.
+    max_components : int, optional
+        Cap on the merged mixture: its closest pairs are joined, novel or not. By default that of ``mixture``.
+
+    Raises
+    ------
+    TypeError
+        If ``mixture`` is not an IncrementalGaussianMixture, or ``max_components`` no integer.
+    ValueError
+        If a parameter is out of range.
+
+    Notes
+    -----
+    Whatever the chunks and the tree of merges, the components together have the number of rows, the mean and the
+    covariance of the data, to rounding (rows of a pruned component go to the others; in short chunks, do not prune).
+    The components themselves depend on chunks and tree. They do not, but for
+    rounding, where every chunk's mixture finds the same components, apart by many of their standard deviations: then
+    each has the moments of its own points.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(400, 2)) + 40 * rng.integers(0, 2, (400, 1))
+    >>> summary = GaussianMixtureSummary(IncrementalGaussianMixture(scale=1.0, beta=1e-4))
+    >>> a, b = summary.update(summary.init(), X[:150]), summary.update(summary.init(), X[150:])
+    >>> result = summary.finish(summary.merge(a, b))
+    >>> len(result.masses), np.allclose(result.masses @ result.means / 400, X.mean(axis=0))
+    (2, True)
+    """
+
+    _KEYS = ("ages", "masses", "means", "scatters")
+
+    def __init__(self, mixture: IncrementalGaussianMixture | None = None, *, max_components: int | None = None) -> None:
+        if mixture is not None and not isinstance(mixture, IncrementalGaussianMixture):
+            raise TypeError(f"mixture must be an IncrementalGaussianMixture, got {type(mixture).__name__}")
+        self.mixture = IncrementalGaussianMixture() if mixture is None else mixture
+        own = self.mixture._check_rules(1).max_components
+        if self.mixture.scale is not None:
+            _initial_scale(np.zeros((1, np.size(self.mixture.scale))), self.mixture.scale)
+        self.max_components = (
+            own if max_components is None else check_int(max_components, "max_components", low=1, high=2**62)
+        )
+
+    def init(self) -> dict[str, np.ndarray]:
+        """State of no rows: it takes its width from the first chunk.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            ``masses`` (0,), ``means`` (0, 0), ``scatters`` (0, 0, 0), ``ages`` (0,).
+        """
+        return {
+            "masses": np.zeros(0),
+            "means": np.zeros((0, 0)),
+            "scatters": np.zeros((0, 0, 0)),
+            "ages": np.zeros(0, np.int64),
+        }
+
+    def update(
+        self, state: dict[str, np.ndarray], chunk: Array, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """State after one more chunk, learned in the order of its rows.
+
+        Parameters
+        ----------
+        state : dict of str to numpy.ndarray
+            A state.
+        chunk : array, shape (n, D), NumPy or CuPy
+            Rows, all finite; n may be zero.
+        rng : numpy.random.Generator, optional
+            Ignored: nothing is random.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            Masses (K,), means (K, D), scatter about the means (K, D, D), and ages (K,).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``state`` is not a state of this summary, or ``chunk`` not a finite matrix of its width.
+        """
+        self._checked(state, "state")
+        X = check_array(chunk, "chunk", ndim=2, min_size=0)
+        if X.shape[1] < 1:
+            raise ValueError(f"chunk must have at least one column, got shape {tuple(X.shape)}")
+        if not X.shape[0]:
+            return dict(state)
+        X = (X if kind_of(X) == "cupy" else to_numpy(X)).astype(np.float64)
+        new = self._moments(X)
+        if not np.isfinite(new["scatters"]).all():
+            raise ValueError("chunk must have squares that fit into float64, got an overflow")
+        return self._merged(state, new, "chunk")
+
+    def merge(self, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """State of the rows of both: joined components and those alone of ``a``, then those alone of ``b``.
+
+        Parameters
+        ----------
+        a, b : dict of str to numpy.ndarray
+            States.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            The state of all their rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are not states of this summary, or of different widths.
+        """
+        self._checked(a, "a")
+        self._checked(b, "b")
+        return self._merged(a, b, "b")
+
+    def finish(self, state: dict[str, np.ndarray]) -> MixtureMoments:
+        """The mixture.
+
+        Parameters
+        ----------
+        state : dict of str to numpy.ndarray
+            A state of at least one row.
+
+        Returns
+        -------
+        MixtureMoments
+            In float64.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not a state of this summary, or covers no row.
+        """
+        self._checked(state, "state")
+        masses, means, ages = (state[key].copy() for key in ("masses", "means", "ages"))
+        if not len(masses):
+            raise ValueError("state must cover at least one row, got none")
+        variance = self._variance(state)
+        stored = (state["scatters"] + np.diag(variance)) / masses[:, None, None]
+        log_dets = np.linalg.slogdet(stored)[1]
+        model = clone(self.mixture)
+        covariance = model.representation == "covariance"
+        matrices = stored if covariance else _inverse(stored)
+        model._state = _State(
+            means.copy(), matrices, log_dets, masses.copy(), ages, variance, covariance, n=len(masses)
+        )
+        model.n_components_, model.n_rejected_, model.n_features_in_ = len(masses), 0, means.shape[1]
+        return MixtureMoments(masses, means, state["scatters"] / masses[:, None, None], model)
+
+    def _moments(self, X: Array) -> dict[str, np.ndarray]:
+        """The components of a chunk, with what its rows give to each."""
+        xp = array_namespace(X)
+        shares, ages = xp.ones((len(X), 1)), np.ones(1, np.int64)  # a single row has no spread to learn from
+        if len(X) > 1:
+            try:
+                model = clone(self.mixture).fit(X)
+            except ValueError as error:
+                raise ValueError(f"chunk must be what the mixture can learn: {error}") from error
+            shares, ages = model.predict_proba(X), to_numpy(model.ages_)
+            kept = to_numpy(shares.sum(axis=0)) > MIN_MASS
+            shares, ages = shares[:, xp.asarray(kept)], ages[kept]
+            shares = shares / shares.sum(axis=1)[:, None]
+        masses, means, scatters = shares.sum(axis=0), [], []
+        for share, mass in zip(shares.T, masses, strict=True):
+            mean = (share[:, None] * X).sum(axis=0) / mass
+            e = X - mean
+            scatter = to_numpy((share[:, None] * e).T @ e)
+            means.append(to_numpy(mean))
+            scatters.append((scatter + scatter.T) / 2)
+        return {"masses": to_numpy(masses), "means": np.array(means), "scatters": np.array(scatters), "ages": ages}
+
+    def _merged(self, a: dict[str, np.ndarray], b: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+        if len(a["masses"]) and len(b["masses"]):
+            D = a["means"].shape[1]
+            if b["means"].shape[1] != D:
+                raise ValueError(f"{name} must be {D} columns wide, as what it joins, got {b['means'].shape[1]}")
+            both = {key: np.concatenate([a[key], b[key]]) for key in self._KEYS}
+            floor, size = np.diag(self._variance(both)), len(a["masses"])
+            d2 = self._distances(both, floor)[:size, size:]
+            keep, threshold = np.ones(len(both["masses"]), bool), self.mixture._check_rules(D).threshold
+            free = [np.ones(n, bool) for n in d2.shape]
+            for i, j in zip(*np.unravel_index(np.argsort(d2, axis=None, kind="stable"), d2.shape), strict=True):
+                if d2[i, j] >= threshold or not (free[0].any() and free[1].any()):
+                    break
+                if free[0][i] and free[1][j]:
+                    _join_components(both, i, size + j)
+                    free[0][i] = free[1][j] = keep[size + j] = False
+            both = {key: value[keep] for key, value in both.items()}
+        else:
+            both = dict(a if len(a["masses"]) else b)
+        return self._capped(both)
+
+    def _capped(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The state with the closest components joined until there are few enough."""
+        if len(state["masses"]) <= self.max_components:
+            return state
+        floor = np.diag(self._variance(state))  # the rows are the same all along
+        while (K := len(state["masses"])) > self.max_components:
+            d2 = self._distances(state, floor)
+            d2[np.tril_indices(K)] = np.inf
+            i, j = divmod(int(d2.argmin()), K)
+            state = {key: value.copy() for key, value in state.items()}
+            _join_components(state, i, j)
+            state = {key: np.delete(value, j, axis=0) for key, value in state.items()}
+        return state
+
+    def _distances(self, state: dict[str, np.ndarray], floor: np.ndarray) -> np.ndarray:
+        """Squared distances of all components, shape (K, K), in the metric of each pair."""
+        masses, means, scatters = (state[key] for key in ("masses", "means", "scatters"))
+        d2 = np.empty((len(masses),) * 2)
+        for i in range(len(masses)):
+            u = (means - means[i])[:, :, None]
+            pooled = (scatters + scatters[i] + 2 * floor) / (masses + masses[i])[:, None, None]
+            d2[i] = (u * np.linalg.solve(pooled, u)).sum(axis=(1, 2))
+        return d2
+
+    def _variance(self, state: dict[str, np.ndarray]) -> np.ndarray:
+        """Variances of a new component, shape (D,), from ``scale`` or the spread of all rows of the state."""
+        masses, means = state["masses"], state["means"]
+        D = means.shape[1]
+        if self.mixture.scale is not None:
+            spread = _initial_scale(np.zeros((1, D)), self.mixture.scale)
+        else:
+            centre = masses @ means / masses.sum()
+            within = np.diagonal(state["scatters"], axis1=1, axis2=2).sum(axis=0)
+            spread = np.sqrt((within + masses @ (means - centre) ** 2) / masses.sum())
+            flat = spread <= 1e-14 * np.abs(means).max(axis=0) + 1e-50
+            spread = np.where(flat, 1.0 if flat.all() else spread[~flat].min(initial=np.inf), spread)
+        return (self.mixture.delta * spread) ** 2
+
+    def _checked(self, state: Any, name: str) -> None:
+        check_state(state, name, self._KEYS)
+        K, D = len(state["masses"]), state["means"].shape[-1]
+        if state["means"].shape != (K, D) or state["scatters"].shape != (K, D, D) or state["ages"].shape != (K,):
+            raise ValueError(f"{name} must hold {K} components, got means of shape {state['means'].shape}")
+
+
+def _join_components(state: dict[str, np.ndarray], i: int, j: int) -> None:
+    """Component i takes in component j, in place, so that mass, mean and scatter of both together stay."""
+    masses, means, scatters = state["masses"], state["means"], state["scatters"]
+    share, delta = masses[j] / (masses[i] + masses[j]), means[j] - means[i]
+    scatters[i] += scatters[j] + masses[i] * share * np.outer(delta, delta)
+    means[i] += share * delta
+    masses[i] += masses[j]
+    state["ages"][i] += state["ages"][j]
 
 
 class _Rules(NamedTuple):

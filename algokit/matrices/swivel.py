@@ -9,10 +9,11 @@ research/swivel. Chapter: notebooks/matrices/swivel.ipynb.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -37,9 +38,20 @@ from algokit.checks import (
     check_one_of,
     check_rng,
     check_sparse,
+    check_state,
 )
 
-__all__ = ["Cooccurrence", "Swivel", "cooccurrence", "shard_indices", "swivel_loss_and_grad", "swivel_targets"]
+__all__ = [
+    "Cooccurrence",
+    "Swivel",
+    "SwivelSummary",
+    "VocabularySummary",
+    "cooccurrence",
+    "shard_indices",
+    "shard_rounds",
+    "swivel_loss_and_grad",
+    "swivel_targets",
+]
 
 ACCUMULATOR = 0.1  # TensorFlow's initial Adagrad accumulator
 DECAY, EPSILON = 0.1, 1e-10  # RMSProp in the official script: its flag `momentum`, 0.1, lands on TensorFlow's `decay`
@@ -131,19 +143,11 @@ def cooccurrence(
     check_one_of(weighting, "weighting", ("harmonic", "flat"))
     check_bool(self_count, "self_count")
     texts = _texts(documents)
-    counted = sorted(Counter(chain.from_iterable(texts)).items(), key=lambda pair: (-pair[1], pair[0]))
-    vocabulary = tuple(token for token, count in counted if count >= min_count)[:max_vocab]
-    if not vocabulary:
-        raise ValueError(f"documents must hold a token at least min_count={min_count} times, got {len(counted)} tokens")
-    number = {token: i for i, token in enumerate(vocabulary)}
-    kept = [[number[token] for token in text if token in number] for text in texts]
-    ids = np.fromiter(chain.from_iterable(kept), dtype=np.int64)  # (number of tokens left,)
-    document = np.repeat(np.arange(len(kept)), [len(text) for text in kept])
+    vocabulary = _vocabulary(Counter(chain.from_iterable(texts)), min_count, max_vocab, "documents")
+    ids, document = _numbered(texts, vocabulary)
     shape = (len(vocabulary),) * 2
     counts = sp.csr_array(shape, dtype=np.float64)
-    for distance in range(1, min(window, max(map(len, kept)) - 1) + 1):
-        together = document[distance:] == document[:-distance]
-        pair = ids[:-distance][together], ids[distance:][together]
+    for distance, pair in _near(ids, document, window):
         weight = np.full(len(pair[0]), 1.0 / distance if weighting == "harmonic" else 1.0)
         counts = counts + sp.csr_array(sp.coo_array((weight, pair), shape=shape))
     counts = counts + counts.T
@@ -326,6 +330,344 @@ def shard_indices(size: int, n_shards: int) -> list[np.ndarray]:
     if n_shards > size:
         raise ValueError(f"n_shards must not exceed size={size}, got {n_shards}")
     return [np.arange(a, size, n_shards) for a in range(n_shards)]
+
+
+def shard_rounds(n_row_shards: int, n_column_shards: int) -> np.ndarray:
+    """Schedule of shards in rounds: those of one round share no row and no column, so they can be fitted at once.
+
+    Round t holds the shards (a, (a + t) mod n) along a diagonal; together the rounds hold every shard once, and there
+    cannot be fewer of them.
+
+    Parameters
+    ----------
+    n_row_shards, n_column_shards : int
+        Number of blocks of rows and of columns, as :func:`shard_indices` makes them.
+
+    Returns
+    -------
+    numpy.ndarray of int, shape (max, min, 2)
+        ``rounds[t]`` lists the shards of round t by their blocks of rows and of columns; "max" and "min" are the
+        larger and the smaller of the two numbers.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an integer.
+    ValueError
+        If it is less than 1, or the schedule does not fit into memory.
+
+    Notes
+    -----
+    :meth:`Swivel.partial_fit_shard` gives the same vectors, to the last bit, for any order within a round: each shard
+    reads and writes the vectors of its own rows and columns only.
+
+    Examples
+    --------
+    >>> [r.tolist() for r in shard_rounds(2, 3)]
+    [[[0, 0], [1, 1]], [[0, 1], [1, 2]], [[0, 2], [1, 0]]]
+    """
+    n_rows = check_int(n_row_shards, "n_row_shards", low=1)
+    n_cols = check_int(n_column_shards, "n_column_shards", low=1)
+    check_allocation((n_rows, n_cols, 2), "n_row_shards" if n_rows > n_cols else "n_column_shards")
+    few, many = min(n_rows, n_cols), max(n_rows, n_cols)
+    along = np.arange(few)
+    rounds = np.empty((many, few, 2), np.int64)
+    rounds[:, :, int(n_rows > n_cols)] = along
+    rounds[:, :, int(n_rows <= n_cols)] = (along + np.arange(many)[:, None]) % many
+    return rounds
+
+
+class VocabularySummary:
+    """How often each token occurs in texts that lie in chunks, and the vocabulary of all: the first of two passes.
+
+    Whole numbers add: the vocabulary is exactly that of :func:`cooccurrence` on all documents, whatever the chunks and
+    the tree of merges.
+
+    Parameters
+    ----------
+    min_count : int, default 5
+        Tokens seen less often, in all chunks together, are dropped.
+    max_vocab : int, optional
+        Keep only so many of the most frequent tokens.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is not a positive integer.
+
+    Examples
+    --------
+    >>> summary = VocabularySummary(min_count=2)
+    >>> a = summary.update(summary.init(), [["to", "be"], ["or"]])
+    >>> summary.finish(summary.merge(a, summary.update(summary.init(), [["to", "be", "be"]])))
+    ('be', 'to')
+    """
+
+    _KEYS = ("counts", "tokens")
+
+    def __init__(self, *, min_count: int = 5, max_vocab: int | None = None) -> None:
+        self.min_count = check_int(min_count, "min_count", low=1)
+        self.max_vocab = None if max_vocab is None else check_int(max_vocab, "max_vocab", low=1)
+
+    def init(self) -> dict[str, np.ndarray]:
+        """State of no text.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            ``tokens`` (v,), sorted, and ``counts`` (v,).
+        """
+        return {"tokens": np.zeros(0, "U1"), "counts": np.zeros(0, np.int64)}
+
+    def update(
+        self, state: dict[str, np.ndarray], chunk: Any, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """State after one more chunk of documents.
+
+        Parameters
+        ----------
+        state : dict of str to numpy.ndarray
+            A state.
+        chunk : iterable of sequences of str, or tuple of two arrays, shape (m,)
+            As in :meth:`SwivelSummary.update`.
+        rng : numpy.random.Generator, optional
+            Ignored: nothing is random.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            Tokens and how often each was seen.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``state`` is not a state of this summary, or ``chunk`` does not hold texts.
+        """
+        check_state(state, "state", self._KEYS)
+        seen = Counter(chain.from_iterable(_chunk_texts(chunk)))
+        tokens = np.array(sorted(seen), dtype=np.str_) if seen else np.zeros(0, "U1")
+        if any(token.endswith("\0") for token in seen):
+            raise ValueError("chunk must not hold tokens that end in a null character: arrays of strings drop it")
+        return self.merge(state, {"tokens": tokens, "counts": np.array([seen[str(t)] for t in tokens], np.int64)})
+
+    def merge(self, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """State of the texts of both.
+
+        Parameters
+        ----------
+        a, b : dict of str to numpy.ndarray
+            States.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            The state of all their texts.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are not states of this summary.
+        """
+        check_state(a, "a", self._KEYS)
+        check_state(b, "b", self._KEYS)
+        tokens, counts = (np.concatenate([a[key], b[key]]) for key in ("tokens", "counts"))
+        tokens, counts = _added(tokens, counts, "b")
+        return {"tokens": tokens, "counts": counts}
+
+    def finish(self, state: dict[str, np.ndarray]) -> tuple[str, ...]:
+        """The vocabulary.
+
+        Parameters
+        ----------
+        state : dict of str to numpy.ndarray
+            A state.
+
+        Returns
+        -------
+        tuple of str
+            Tokens, the most frequent first, ties in alphabetical order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not a state of this summary, or no token is frequent enough.
+        """
+        check_state(state, "state", self._KEYS)
+        counted = dict(zip(state["tokens"].tolist(), state["counts"].tolist(), strict=True))
+        return _vocabulary(counted, self.min_count, self.max_vocab, "state")
+
+
+class SwivelSummary:
+    r"""Co-occurrence counts of texts that lie in chunks, on one machine or on many: what :class:`Swivel` is fitted to.
+
+    Counts are whole numbers of units (for harmonic weights :math:`1/\mathrm{lcm}(1, \dots, \text{window})`), so they
+    add exactly: the state is the same to the last bit whatever the chunks and the tree of merges. The answer is that
+    of :func:`cooccurrence` on all documents, to rounding (which adds fractions there).
+
+    Parameters
+    ----------
+    vocabulary : sequence of str
+        Tokens that are counted, none twice: from a first pass with :class:`VocabularySummary`, since windows stretch
+        over tokens that are dropped.
+    window : int, default 10
+        As in :func:`cooccurrence`; with harmonic weights at most 24, so that units fit into 64 bits.
+    weighting : {"harmonic", "flat"}, default "harmonic"
+        As in :func:`cooccurrence`.
+    self_count : bool, default False
+        As in :func:`cooccurrence`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is not one of these.
+
+    Notes
+    -----
+    A document lies within one chunk. The state holds one number for each unordered pair of tokens that met and one
+    for each token. The fit can be shared out as well: :func:`shard_rounds` lists shards that touch different vectors.
+
+    Examples
+    --------
+    >>> summary = SwivelSummary(["be", "to"], window=2)
+    >>> a = summary.update(summary.init(), [["to", "be", "or", "not", "to", "be"]])
+    >>> b = summary.update(summary.init(), [["be", "be"]])
+    >>> summary.finish(summary.merge(a, b)).counts.toarray()
+    array([[3., 3.],
+           [3., 1.]])
+    """
+
+    _KEYS = ("cells", "occurrences", "rule", "units")
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        *,
+        window: int = 10,
+        weighting: Literal["harmonic", "flat"] = "harmonic",
+        self_count: bool = False,
+    ) -> None:
+        if isinstance(vocabulary, (str, bytes, dict)) or not isinstance(vocabulary, (Sequence, np.ndarray)):
+            raise TypeError(f"vocabulary must be a sequence of strings, got {type(vocabulary).__name__}")
+        if not len(vocabulary) or not all(isinstance(token, str) for token in vocabulary):
+            raise TypeError("vocabulary must hold strings, at least one")
+        self.vocabulary = tuple(map(str, vocabulary))
+        if len(set(self.vocabulary)) < len(self.vocabulary):
+            raise ValueError("vocabulary must not hold a token twice")
+        check_one_of(weighting, "weighting", ("harmonic", "flat"))
+        self.window = check_int(window, "window", low=1, high=24 if weighting == "harmonic" else 2**62)
+        self.weighting = weighting
+        self.self_count = check_bool(self_count, "self_count")
+        self._unit = math.lcm(*range(1, self.window + 1)) if weighting == "harmonic" else 1
+        text = "\n".join(f"{len(token)} {token}" for token in self.vocabulary)
+        mark = int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=7).digest(), "little")
+        self._rule = np.array([mark, self.window, self._unit])
+
+    def init(self) -> dict[str, np.ndarray]:
+        """State of no text.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            ``cells`` (c,), the pairs that met, i n + j with i <= j; ``units`` (c,), their counts; ``occurrences`` (n,)
+            of each token; ``rule`` (3,), the parameters and a fingerprint of the vocabulary. All int64.
+        """
+        n = len(self.vocabulary)
+        return self._state(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(n, np.int64), "state")
+
+    def update(
+        self, state: dict[str, np.ndarray], chunk: Any, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """State after one more chunk of documents.
+
+        Parameters
+        ----------
+        state : dict of str to numpy.ndarray
+            A state.
+        chunk : iterable of sequences of str, or tuple of two arrays, shape (m,)
+            Documents, each a sequence of tokens. Or all tokens, one after the other, and the number of the document
+            of each: a change of number begins another document.
+        rng : numpy.random.Generator, optional
+            Ignored: nothing is random.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            Counts of pairs and of tokens.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``state`` is not a state of this summary, or ``chunk`` does not hold texts.
+        """
+        self._checked(state, "state")
+        n = len(self.vocabulary)
+        ids, document = _numbered(_chunk_texts(chunk), self.vocabulary)
+        cells, units = [state["cells"]], [state["units"]]
+        for distance, (i, j) in _near(ids, document, self.window):
+            pairs, count = np.unique(np.minimum(i, j) * n + np.maximum(i, j), return_counts=True)
+            cells.append(pairs)
+            units.append(count * (self._unit // distance if self.weighting == "harmonic" else 1))
+        occurrences = state["occurrences"] + np.bincount(ids, minlength=n)
+        return self._state(np.concatenate(cells), np.concatenate(units), occurrences, "chunk")
+
+    def merge(self, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """State of the texts of both.
+
+        Parameters
+        ----------
+        a, b : dict of str to numpy.ndarray
+            States.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            The state of all their texts.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are not states of this summary, or counts leave 64 bits.
+        """
+        self._checked(a, "a")
+        self._checked(b, "b")
+        cells, units = (np.concatenate([a[key], b[key]]) for key in ("cells", "units"))
+        return self._state(cells, units, a["occurrences"] + b["occurrences"], "b")
+
+    def finish(self, state: dict[str, np.ndarray]) -> Cooccurrence:
+        """The counts.
+
+        Parameters
+        ----------
+        state : dict of str to numpy.ndarray
+            A state.
+
+        Returns
+        -------
+        Cooccurrence
+            Symmetric counts, shape (n, n), and the vocabulary.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not a state of this summary.
+        """
+        self._checked(state, "state")
+        n = len(self.vocabulary)
+        place = np.divmod(state["cells"], n)
+        counts = sp.csr_array(sp.coo_array((state["units"] / self._unit, place), shape=(n, n)))
+        counts = counts + counts.T
+        if self.self_count:
+            counts = counts + sp.diags_array(state["occurrences"].astype(np.float64))
+        return Cooccurrence(check_sparse(counts, "state"), self.vocabulary)
+
+    def _state(self, cells: np.ndarray, units: np.ndarray, occurrences: np.ndarray, name: str) -> dict[str, np.ndarray]:
+        cells, units = _added(cells, units, name)
+        return {"cells": cells, "units": units, "occurrences": occurrences, "rule": self._rule}
+
+    def _checked(self, state: Any, name: str) -> None:
+        check_state(state, name, self._KEYS)
+        if not np.array_equal(state["rule"], self._rule):
+            raise ValueError(f"{name} must be of the same vocabulary, window and weighting as the summary")
 
 
 class Swivel(TransformerMixin, BaseEstimator):
@@ -755,17 +1097,63 @@ class _Shard(NamedTuple):
     col_part: np.ndarray  # (b,) log x_*j
 
 
-def _texts(documents: Any) -> list[list[str]]:
+def _texts(documents: Any, name: str = "documents") -> list[list[str]]:
     if isinstance(documents, (str, bytes, dict)) or not isinstance(documents, Iterable):
-        raise TypeError(f"documents must be sequences of tokens, got {type(documents).__name__}")
+        raise TypeError(f"{name} must be sequences of tokens, got {type(documents).__name__}")
     texts = []
     for document in documents:
         if isinstance(document, (str, bytes)) or not isinstance(document, Iterable):
-            raise TypeError(f"documents must hold sequences of tokens, got {type(document).__name__}: split it first")
+            raise TypeError(f"{name} must hold sequences of tokens, got {type(document).__name__}: split it first")
         texts.append(list(document))
         if not all(isinstance(token, str) for token in texts[-1]):
-            raise TypeError("documents must hold sequences of strings")
+            raise TypeError(f"{name} must hold sequences of strings")
     return texts
+
+
+def _chunk_texts(chunk: Any) -> list[list[str]]:
+    """The documents of a chunk: as they are, or from all tokens and the number of each one's document."""
+    if not (isinstance(chunk, tuple) and len(chunk) == 2 and isinstance(chunk[0], np.ndarray)):
+        return _texts(chunk, "chunk")
+    tokens, document = chunk[0], to_numpy(check_array(chunk[1], "chunk[1]", ndim=1, dtype="integer", min_size=0))
+    if tokens.dtype.kind not in "OU" or tokens.shape != document.shape:
+        raise ValueError(f"chunk must hold strings and numbers of one length, got {tokens.shape} {tokens.dtype}")
+    bounds = np.flatnonzero(document[1:] != document[:-1]) + 1
+    return _texts([part.tolist() for part in np.split(tokens, bounds)], "chunk")
+
+
+def _vocabulary(counted: dict[str, int], min_count: int, max_vocab: int | None, name: str) -> tuple[str, ...]:
+    """Tokens that are frequent enough, the most frequent first."""
+    ordered = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))
+    vocabulary = tuple(token for token, count in ordered if count >= min_count)[:max_vocab]
+    if not vocabulary:
+        raise ValueError(f"{name} must hold a token at least min_count={min_count} times, got {len(counted)} tokens")
+    return vocabulary
+
+
+def _numbered(texts: list[list[str]], vocabulary: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Number of each token of the vocabulary, in the order of the texts, and of its document."""
+    number = {token: i for i, token in enumerate(vocabulary)}
+    kept = [[number[token] for token in text if token in number] for text in texts]
+    ids = np.fromiter(chain.from_iterable(kept), dtype=np.int64)  # (number of tokens left,)
+    return ids, np.repeat(np.arange(len(kept)), [len(text) for text in kept])
+
+
+def _near(ids: np.ndarray, document: np.ndarray, window: int) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    """Each distance up to ``window`` with the numbers of all pairs of tokens that far apart in one document."""
+    longest = int(np.bincount(document).max()) if len(document) else 0
+    for distance in range(1, min(window, longest - 1) + 1):
+        together = document[distance:] == document[:-distance]
+        yield distance, (ids[:-distance][together], ids[distance:][together])
+
+
+def _added(keys: np.ndarray, counts: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Keys in ascending order, each once, and the sums of their non-negative counts, in 64-bit integers."""
+    unique, index = np.unique(keys, return_inverse=True)
+    total = np.zeros(len(unique), np.int64)
+    np.add.at(total, index.reshape(-1), counts)
+    if (total < 0).any() or np.bincount(index.reshape(-1), counts.astype(np.float64)).max(initial=0.0) > 2.0**63:
+        raise ValueError(f"{name} must leave counts within 64 bits")
+    return unique, total
 
 
 def _check_confidence(base: float, scale: float, exponent: float) -> _Confidence:

@@ -28,11 +28,13 @@ from algokit.checks import (
     check_one_of,
     check_same_length,
     check_sparse,
+    check_state,
 )
 
 __all__ = [
     "BradleyTerry",
     "BradleyTerryResult",
+    "BradleyTerrySummary",
     "bradley_terry",
     "log_likelihood",
     "plackett_luce",
@@ -435,12 +437,11 @@ class BradleyTerry(BaseEstimator):
         if sample_weight is not None:
             sample_weight = check_array(sample_weight, "sample_weight", ndim=1, low=0)
             check_same_length(pairs=pairs, sample_weight=sample_weight)
+        return self._fit_table(players, win_matrix(index[:, 0], index[:, 1], n=len(players), weights=sample_weight))
+
+    def _fit_table(self, players: np.ndarray, wins: sp.csr_array) -> BradleyTerry:
         self.result_ = bradley_terry(
-            win_matrix(index[:, 0], index[:, 1], n=len(players), weights=sample_weight),
-            prior=self.prior,
-            method=self.method,
-            tol=self.tol,
-            max_sweeps=self.max_sweeps,
+            wins, prior=self.prior, method=self.method, tol=self.tol, max_sweeps=self.max_sweeps
         )
         self.classes_ = players
         self.strengths_ = self.result_.strengths
@@ -478,6 +479,209 @@ class BradleyTerry(BaseEstimator):
             raise ValueError(f"pairs must name players seen in fit, got {pairs[~known][0]!r}")
         first, second = self.strengths_[place].T
         return np.stack([first, second], axis=1) / (first + second)[:, None]
+
+
+class BradleyTerrySummary:
+    """Win counts of games that lie in chunks, on one machine or on many, and the fit to all of them.
+
+    Counts add: whatever the chunks and the tree of merges, the fit is that of all games at once. To the last bit where
+    games are counted (whole numbers up to 2^53 add exactly), to rounding where weights are fractions.
+
+    Parameters
+    ----------
+    model : BradleyTerry, optional
+        Parameters of the fit; ``BradleyTerry()`` by default.
+    n : int, optional
+        Players are numbered from 0 and these take part, whether they played or not. By default those who played do.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is not a BradleyTerry, or ``n`` no integer.
+    ValueError
+        If a parameter of ``model`` is out of range, or ``n`` less than 1.
+
+    Notes
+    -----
+    A chunk is a tuple of arrays, winners and losers, both of shape (m,), and optionally weights of shape (m,); players
+    are names or integers, of one sort in all chunks. Or it is a table of wins, shape (p, p), dense or sparse, with
+    players 0 to p - 1. The state holds the players and one count for each ordered pair in which the first has won.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> summary = BradleyTerrySummary()
+    >>> a = summary.update(summary.init(), (np.array(["ann", "ann"]), np.array(["bob", "bob"])))
+    >>> b = summary.update(summary.init(), (np.array(["bob", "cem"]), np.array(["cem", "ann"])))
+    >>> model = summary.finish(summary.merge(a, b))
+    >>> model.predict_proba([["ann", "cem"]]).round(2)
+    array([[0.57, 0.43]])
+    """
+
+    _KEYS = ("losers", "players", "winners", "wins")
+
+    def __init__(self, model: BradleyTerry | None = None, *, n: int | None = None) -> None:
+        if model is not None and not isinstance(model, BradleyTerry):
+            raise TypeError(f"model must be a BradleyTerry, got {type(model).__name__}")
+        self.model = BradleyTerry() if model is None else model
+        _rule(self.model.method, self.model.prior, self.model.tol, self.model.max_sweeps)
+        self.n = None if n is None else check_int(n, "n", low=1)
+        check_allocation((self.n or 1,), "n")
+
+    def init(self) -> dict[str, np.ndarray]:
+        """State of no games.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            ``players`` (p,), sorted; ``winners`` and ``losers`` (m,), indices into them; ``wins`` (m,).
+        """
+        nobody = np.zeros(0, np.int64)
+        return self._state(np.arange(self.n or 0), nobody, nobody, np.zeros(0))
+
+    def update(
+        self, state: dict[str, np.ndarray], chunk: Any, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """State after one more chunk of games.
+
+        Parameters
+        ----------
+        state : dict of str to numpy.ndarray
+            A state.
+        chunk : tuple of arrays, or array or sparse array, shape (p, p)
+            Winners, losers and perhaps weights (there may be no games); or a table of wins, as
+            :func:`bradley_terry` takes it.
+        rng : numpy.random.Generator, optional
+            Ignored: nothing is random.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            Players, and wins by pairs of their indices.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``state`` is not a state of this summary, a player of ``chunk`` plays against itself, is not below
+            ``n``, or is of another sort than before (a name or a number), or weights are negative or not finite.
+        """
+        self._checked(state, "state")
+        return self._merged(state, self._table(chunk) if not isinstance(chunk, tuple) else self._list(chunk), "chunk")
+
+    def merge(self, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """State of the games of both.
+
+        Parameters
+        ----------
+        a, b : dict of str to numpy.ndarray
+            States.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            The state of all their games.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are not states of this summary, or name players where the other numbers them.
+        """
+        self._checked(a, "a")
+        self._checked(b, "b")
+        return self._merged(a, b, "b")
+
+    def finish(self, state: dict[str, np.ndarray]) -> BradleyTerry:
+        """The model, fitted to all games.
+
+        Parameters
+        ----------
+        state : dict of str to numpy.ndarray
+            A state of at least one game.
+
+        Returns
+        -------
+        BradleyTerry
+            A new one, what its ``fit`` makes of the games.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not a state of this summary, covers no game, or its games have no finite maximum.
+
+        Warns
+        -----
+        AlgokitWarning
+            If ``max_sweeps`` was reached.
+        """
+        self._checked(state, "state")
+        if not state["wins"].any():
+            raise ValueError("state must cover at least one game, got none")
+        players, pairs = state["players"].copy(), (state["winners"], state["losers"])
+        wins = sp.csr_array(sp.coo_array((state["wins"], pairs), shape=(len(players),) * 2))
+        return BradleyTerry(**self.model.get_params())._fit_table(players, wins)
+
+    def _list(self, chunk: tuple[Any, ...]) -> dict[str, np.ndarray]:
+        """Counts of a list of games."""
+        if len(chunk) not in (2, 3):
+            raise TypeError(f"chunk must hold winners, losers and perhaps weights, got {len(chunk)} arrays")
+        columns = [to_numpy(c) if is_array(c) else np.asarray(c) for c in chunk]
+        if len({c.shape for c in columns}) > 1 or columns[0].ndim != 1:
+            raise ValueError(f"chunk must hold arrays of one length, got shapes {[c.shape for c in columns]}")
+        if not len(columns[0]):
+            return self.init()
+        if len({c.dtype.kind in "OU" for c in columns[:2]}) > 1:
+            raise TypeError(f"chunk must name or number players, not both, got {[str(c.dtype) for c in columns[:2]]}")
+        try:
+            pairs = _pairs(np.stack(columns[:2], axis=1))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"chunk must hold winners and losers: {error}") from None
+        if (pairs[:, 0] == pairs[:, 1]).any():
+            raise ValueError(f"chunk must name two players a game, got {pairs[np.argmax(pairs[:, 0] == pairs[:, 1])]}")
+        if pairs.dtype.kind in "iu":
+            if (pairs > np.iinfo(np.int64).max).any():
+                raise ValueError(f"chunk must number players within 64 bits, got {pairs.max()}")
+            pairs = pairs.astype(np.int64)
+        weights = np.ones(len(pairs))
+        if len(columns) == 3:
+            weights = check_array(columns[2], "chunk[2]", ndim=1, low=0).astype(np.float64)
+        players, index = np.unique(pairs, return_inverse=True)
+        first, second = index.reshape(pairs.shape).T
+        return self._state(players, first, second, weights)
+
+    def _table(self, chunk: Any) -> dict[str, np.ndarray]:
+        """Counts of a table of wins."""
+        if not (sp.issparse(chunk) or is_array(chunk) or type(chunk).__module__.startswith("cupyx")):
+            raise TypeError(f"chunk must be a tuple of arrays or a table of wins, got {type(chunk).__name__}")
+        wins = sp.coo_array(_table(chunk, "chunk")[0])
+        return self._state(np.arange(wins.shape[0]), wins.coords[0], wins.coords[1], wins.data)
+
+    def _merged(self, a: dict[str, np.ndarray], b: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+        if not len(a["players"]) or not len(b["players"]):
+            return dict(a if len(a["players"]) else b)
+        if a["players"].dtype.kind != b["players"].dtype.kind:
+            raise ValueError(f"{name} must name players, or number them, as before")
+        players = np.union1d(a["players"], b["players"])
+        if self.n is not None and (players.dtype.kind == "U" or players[0] < 0 or players[-1] >= self.n):
+            raise ValueError(f"{name} must number players from 0 to n - 1 = {self.n - 1}")
+        place = [np.searchsorted(players, s["players"]) for s in (a, b)]
+        winners, losers = (
+            np.concatenate([p[s[side]] for p, s in zip(place, (a, b), strict=True)]) for side in ("winners", "losers")
+        )
+        return self._state(players, winners, losers, np.concatenate([a["wins"], b["wins"]]))
+
+    def _state(
+        self, players: np.ndarray, winners: np.ndarray, losers: np.ndarray, wins: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """One entry a pair, in the order of winners and losers."""
+        pair, index = np.unique(winners.astype(np.int64) * len(players) + losers, return_inverse=True)
+        count = np.bincount(index.reshape(-1), weights=wins, minlength=len(pair))
+        first, second = np.divmod(pair, max(1, len(players)))
+        return {"players": players, "winners": first, "losers": second, "wins": count}
+
+    def _checked(self, state: Any, name: str) -> None:
+        check_state(state, name, self._KEYS)
+        if self.n is not None and len(state["players"]) != self.n:
+            raise ValueError(f"{name} must be a state of n = {self.n} players, got {len(state['players'])}")
 
 
 # --- from arguments to arrays -----------------------------------------------------------------------------------------

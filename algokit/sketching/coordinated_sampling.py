@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +20,19 @@ import scipy.sparse as sp
 from numba import njit
 
 from algokit.arrays import Array, array_namespace, from_numpy, is_array, kind_of, to_numpy
-from algokit.checks import AlgokitWarning, check_allocation, check_array, check_float, check_int, check_one_of
+from algokit.checks import (
+    AlgokitWarning,
+    check_allocation,
+    check_array,
+    check_float,
+    check_int,
+    check_one_of,
+    check_state,
+)
 
 __all__ = [
     "CoordinatedSampler",
+    "CoordinatedSummary",
     "JoinFit",
     "RowSketch",
     "countsketch",
@@ -464,6 +473,195 @@ class CoordinatedSampler:
             block = merge_sketches(before, block)
         self.sketch_ = block
         return self
+
+
+class CoordinatedSummary:
+    """A row sketch of a table whose rows lie in chunks, on one machine or on many: k rows of each chunk are enough.
+
+    Whatever the chunks and the tree of merges, the sketch is that of all rows at once: exactly, to the last bit, for
+    ``"priority"``; for ``"threshold"`` the threshold is the same to rounding, and with it the rows (but for a row whose
+    rank lies within rounding of the threshold).
+
+    Parameters
+    ----------
+    size : int
+        Rows to keep, k.
+    seed : int
+        The shared seed.
+    method : {"priority", "threshold"}, default "priority"
+        As in :func:`sketch_rows`.
+    weights : {"norm2", "uniform"}, default "norm2"
+        As in :func:`sketch_rows`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is not one of these.
+
+    Notes
+    -----
+    A chunk is a pair of keys, shape (n,), and rows, shape (n, d), dense or sparse. Keys of different chunks are
+    different rows. A repeated key is refused within a chunk, and in a merge if both its rows are still in the sketches;
+    where one has been dropped nobody can tell, and they count as two rows. (The same row twice under the same key has
+    the same rank twice: if the sketch is to hold it, it is refused.)
+
+    The state holds at most k rows (k on average for ``"threshold"``) with their keys and norms; of rows on a GPU, only
+    those kept come to the host. Chunks are all dense or all sparse.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A, summary = np.random.default_rng(0).normal(size=(100, 3)), CoordinatedSummary(10, seed=1)
+    >>> a = summary.update(summary.init(), (np.arange(60), A[:60]))
+    >>> b = summary.update(summary.init(), (np.arange(60, 100), A[60:]))
+    >>> merged, whole = summary.finish(summary.merge(a, b)), sketch_rows(A, 10, seed=1)
+    >>> bool((merged.keys == whole.keys).all()), merged.tau == whole.tau
+    (True, True)
+    """
+
+    _DENSE = ("keys", "norms", "rows", "rule", "seen", "tau")
+    _SPARSE = (*_DENSE, "indices", "indptr", "width")
+
+    def __init__(self, size: int, *, seed: int, method: str = "priority", weights: str = "norm2") -> None:
+        self.size = check_int(size, "size", low=1, high=2**62)
+        self.seed = check_int(seed, "seed", low=0, high=MAX_SEED)
+        self.method = check_one_of(method, "method", METHODS[:2])
+        self.weights = check_one_of(weights, "weights", WEIGHTS[:2])
+        self._rule = np.array([self.size, self.seed, METHODS.index(method), WEIGHTS.index(weights)])
+
+    def init(self) -> dict[str, np.ndarray]:
+        """State of no rows: it takes its width from the first chunk.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            ``keys`` (0,), ``norms`` (0,), ``rows`` (0, 0), ``tau`` (), ``seen`` () and ``rule`` (4,), the parameters.
+        """
+        nothing = RowSketch(np.zeros(0, np.int64), np.zeros((0, 0)), np.zeros(0), math.inf, *self._parameters(), 0)
+        return self._state_of(nothing)
+
+    def update(
+        self, state: dict[str, np.ndarray], chunk: tuple[Any, Any], rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """State after one more chunk.
+
+        Parameters
+        ----------
+        state : dict of str to numpy.ndarray
+            A state.
+        chunk : tuple
+            Keys, shape (n,), integers, strings or bytes, and rows, shape (n, d), as :func:`sketch_rows` takes them; n
+            may be zero.
+        rng : numpy.random.Generator, optional
+            Ignored: the hash of the keys and the shared seed decide.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            Keys, norms and rows kept, the threshold and the number of rows seen. Sparse rows are kept as CSR:
+            their values are ``rows``, with ``indices``, ``indptr`` and ``width``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``state`` is not a state of this summary, ``chunk`` not such a pair, not finite, of another width or of
+            another kind than the state, or a key repeats.
+        """
+        before = self._sketch_of(state, "state")
+        if not isinstance(chunk, tuple) or len(chunk) != 2:
+            raise TypeError(f"chunk must be a tuple of keys and rows, got {type(chunk).__name__}")
+        keys, rows = chunk
+        if keys is None:
+            raise TypeError("chunk must hold keys: the row numbers of a chunk say nothing about the table")
+        if getattr(rows, "ndim", 0) == 2 and rows.shape[0] == 0 and len(keys) == 0:
+            return dict(state)
+        try:
+            new = sketch_rows(rows, self.size, keys=keys, seed=self.seed, method=self.method, weights=self.weights)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"chunk must hold keys and rows A as sketch_rows takes them: {error}") from error
+        if not sp.issparse(new.rows):
+            new = replace(new, rows=to_numpy(new.rows))
+        return self._state_of(self._merged(before, new, "chunk"))
+
+    def merge(self, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """State of the rows of both.
+
+        Parameters
+        ----------
+        a, b : dict of str to numpy.ndarray
+            States.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            The state of all their rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are not states of this summary, or of different widths or kinds, or a key is in both.
+        """
+        return self._state_of(self._merged(self._sketch_of(a, "a"), self._sketch_of(b, "b"), "b"))
+
+    def finish(self, state: dict[str, np.ndarray]) -> RowSketch:
+        """The sketch.
+
+        Parameters
+        ----------
+        state : dict of str to numpy.ndarray
+            A state of at least one row.
+
+        Returns
+        -------
+        RowSketch
+            With NumPy or CSR rows; to be combined with any other of the same seed and method.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not a state of this summary, or covers no row.
+        """
+        sketch = self._sketch_of(state, "state")
+        if not sketch.n_rows_seen:
+            raise ValueError("state must cover at least one row, got none")
+        return sketch
+
+    def _parameters(self) -> tuple[int, str, str, int]:
+        return self.size, self.method, self.weights, self.seed
+
+    def _merged(self, a: RowSketch, b: RowSketch, name: str) -> RowSketch:
+        if not a.n_rows_seen or not b.n_rows_seen:
+            return a if a.n_rows_seen else b
+        width, sparse = a.rows.shape[1], sp.issparse(a.rows)
+        if b.rows.shape[1] != width or sp.issparse(b.rows) != sparse:
+            raise ValueError(f"{name} must have {'sparse' if sparse else 'dense'} rows of {width} columns, as before")
+        _check_distinct(np.concatenate([a.keys, b.keys]), f"{name} must have keys not seen before")
+        return merge_sketches(a, b)
+
+    def _state_of(self, sketch: RowSketch) -> dict[str, np.ndarray]:
+        rows = sketch.rows
+        state = {
+            "keys": sketch.keys,
+            "norms": sketch.norms,
+            "rows": rows.data if sp.issparse(rows) else rows,
+            "rule": self._rule,
+            "seen": np.array(sketch.n_rows_seen),
+            "tau": np.array(sketch.tau),
+        }
+        if sp.issparse(rows):
+            state |= {"indices": rows.indices, "indptr": rows.indptr, "width": np.array(rows.shape[1])}
+        return state
+
+    def _sketch_of(self, state: Any, name: str) -> RowSketch:
+        check_state(state, name, self._SPARSE if isinstance(state, dict) and "indptr" in state else self._DENSE)
+        if not np.array_equal(state["rule"], self._rule):
+            raise ValueError(f"{name} must be of the same size, seed, method and weights as the summary")
+        rows: Any = state["rows"]
+        if "indptr" in state:
+            parts, shape = (rows, state["indices"], state["indptr"]), (len(state["keys"]), int(state["width"]))
+            rows = sp.csr_array(parts, shape=shape)
+        tau, seen = float(state["tau"]), int(state["seen"])
+        return RowSketch(state["keys"], rows, state["norms"], tau, *self._parameters(), seen)
 
 
 def countsketch(A: Any, size: int, *, keys: Any = None, seed: int) -> Array:

@@ -13,7 +13,7 @@ import functools
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,7 +21,7 @@ from numba import njit, prange
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from algokit.arrays import Array, ArrayT, array_namespace, pick_kernel
+from algokit.arrays import Array, ArrayT, array_namespace, pick_kernel, to_numpy
 from algokit.checks import (
     AlgokitWarning,
     RNGLike,
@@ -32,6 +32,7 @@ from algokit.checks import (
     check_int,
     check_one_of,
     check_rng,
+    check_state,
 )
 from algokit.sketching._hadamard import across, aligned, block_size, fwht_cpu, fwht_gpu, native, within
 from algokit.sketching._simd import BYTES, load, muladd, splat, store, sub, transpose
@@ -39,6 +40,8 @@ from algokit.sketching._simd import BYTES, load, muladd, splat, store, sub, tran
 __all__ = [
     "FastJLOperator",
     "FastJohnsonLindenstrauss",
+    "ProjectedGram",
+    "ProjectedGramSummary",
     "fast_jl_density",
     "fast_jl_dim",
     "fast_jl_operator",
@@ -548,6 +551,198 @@ class FastJohnsonLindenstrauss(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+class ProjectedGram(NamedTuple):
+    r"""Moments and principal components of projected rows :math:`y = \Phi x`.
+
+    Attributes
+    ----------
+    n_rows : int
+        Number of rows n.
+    mean : numpy.ndarray, shape (k,)
+        Their mean.
+    gram : numpy.ndarray, shape (k, k)
+        :math:`\sum_i y_i y_i^\top = \Phi X^\top X\Phi^\top`, not centred.
+    components : numpy.ndarray, shape (r, k)
+        Orthonormal principal directions, by falling variance; the largest entry of each is positive.
+    variances : numpy.ndarray, shape (r,)
+        Variance along each, with the divisor n - 1 (n = 1: zero).
+    """
+
+    n_rows: int
+    mean: np.ndarray
+    gram: np.ndarray
+    components: np.ndarray
+    variances: np.ndarray
+
+
+class ProjectedGramSummary:
+    r"""Gram matrix, mean and principal components of projected rows that lie in chunks, on one machine or on many.
+
+    Mean and scatter about it are merged by the pairwise formula of [1]_: the answer is the same to rounding, whatever
+    the chunks and the tree of merges, and a mean far from zero costs no digits.
+
+    Parameters
+    ----------
+    operator : FastJLOperator
+        The projection, the same everywhere.
+    n_components : int, optional
+        Principal components wanted, r; all k by default.
+
+    Raises
+    ------
+    TypeError
+        If ``operator`` is not a FastJLOperator, or ``n_components`` no integer.
+    ValueError
+        If ``n_components`` is less than 1 or more than k.
+
+    Notes
+    -----
+    The state has k (k + 1) + 1 numbers, whatever the length and width of the table; the projection itself is
+    approximate. ``operator.T_apply(components)`` lifts directions back to the space of the rows.
+
+    .. [1] T. F. Chan, G. H. Golub, R. J. LeVeque, Updating formulae and a pairwise algorithm for computing sample
+       variances, COMPSTAT 1982.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(100, 50)) + 7
+    >>> summary = ProjectedGramSummary(fast_jl_operator(50, 8, density=0.5, rng=0))
+    >>> a, b = summary.update(summary.init(), X[:30]), summary.update(summary.init(), X[30:])
+    >>> Y = summary.operator.apply(X)
+    >>> result = summary.finish(summary.merge(a, b))
+    >>> np.allclose(result.gram, Y.T @ Y), np.allclose(result.mean, Y.mean(axis=0))
+    (True, True)
+    """
+
+    _KEYS = ("count", "mean", "scatter")
+
+    def __init__(self, operator: FastJLOperator, *, n_components: int | None = None) -> None:
+        if not isinstance(operator, FastJLOperator):
+            raise TypeError(f"operator must be a FastJLOperator, got {type(operator).__name__}")
+        k = operator.P.shape[0]
+        self.operator = operator
+        self.n_components = k if n_components is None else check_int(n_components, "n_components", low=1, high=k)
+
+    def init(self) -> dict[str, np.ndarray]:
+        """State of no rows.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            ``count`` (), ``mean`` (k,), ``scatter`` (k, k).
+        """
+        k = self.operator.P.shape[0]
+        return {"count": np.array(0), "mean": np.zeros(k), "scatter": np.zeros((k, k))}
+
+    def update(
+        self, state: dict[str, np.ndarray], chunk: Array, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """State after one more chunk.
+
+        Parameters
+        ----------
+        state : dict of str to numpy.ndarray
+            A state.
+        chunk : array, shape (n, dim), NumPy or CuPy
+            Rows; n may be zero. They are projected in their own precision and summed in float64.
+        rng : numpy.random.Generator, optional
+            Ignored: nothing is random but the operator, which is drawn before.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            ``count`` (), ``mean`` (k,), ``scatter`` (k, k) about the mean, float64.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``state`` is not a state of this summary, or ``chunk`` not a finite matrix of the operator's width.
+        """
+        self._checked(state, "state")
+        rows = check_array(chunk, "chunk", shape=(None, self.operator.dim), min_size=0)
+        if not rows.shape[0]:
+            return dict(state)
+        projected = self.operator.apply(rows)
+        xp = array_namespace(projected)
+        y = xp.astype(projected, xp.float64)
+        mean = xp.mean(y, axis=0)
+        y = y - mean
+        with np.errstate(over="ignore", invalid="ignore"):  # told below
+            scatter = to_numpy(y.T @ y)
+        if not np.isfinite(scatter).all():
+            raise ValueError("chunk must have squares that fit into float64, got an overflow")
+        new = {
+            "count": np.array(rows.shape[0]),
+            "mean": to_numpy(mean),
+            "scatter": (scatter + scatter.T) / 2,  # BLAS may round the halves differently
+        }
+        return self.merge(state, new)
+
+    def merge(self, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """State of the rows of both.
+
+        Parameters
+        ----------
+        a, b : dict of str to numpy.ndarray
+            States.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            The state of all their rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are not states of this summary.
+        """
+        self._checked(a, "a")
+        self._checked(b, "b")
+        if not a["count"] or not b["count"]:
+            return dict(a if a["count"] else b)
+        share, delta = b["count"] / (a["count"] + b["count"]), b["mean"] - a["mean"]
+        return {
+            "count": np.asarray(a["count"] + b["count"]),
+            "mean": a["mean"] + share * delta,
+            "scatter": a["scatter"] + b["scatter"] + a["count"] * share * np.outer(delta, delta),
+        }
+
+    def finish(self, state: dict[str, np.ndarray]) -> ProjectedGram:
+        """The moments and the leading eigenvectors of the covariance.
+
+        Parameters
+        ----------
+        state : dict of str to numpy.ndarray
+            A state of at least one row.
+
+        Returns
+        -------
+        ProjectedGram
+            In float64.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not a state of this summary, or covers no row.
+        """
+        self._checked(state, "state")
+        n, mean, scatter = int(state["count"]), state["mean"].copy(), state["scatter"]
+        if not n:
+            raise ValueError("state must cover at least one row, got none")
+        values, vectors = np.linalg.eigh(scatter / max(1, n - 1))
+        components = vectors.T[::-1][: self.n_components]
+        peaks = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
+        variances = values[::-1][: self.n_components].clip(min=0)
+        return ProjectedGram(n, mean, scatter + n * np.outer(mean, mean), components * np.sign(peaks), variances)
+
+    def _checked(self, state: Any, name: str) -> None:
+        check_state(state, name, self._KEYS)
+        k = self.operator.P.shape[0]
+        if state["mean"].shape != (k,) or state["scatter"].shape != (k, k):
+            raise ValueError(f"{name} must be a state of {k} projected columns, got a mean of {state['mean'].shape}")
 
 
 def _padded(dim: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from algokit.arrays import kind_of, to_numpy
 from algokit.data import digits
 from algokit.inference import incremental_gmm
 from algokit.inference.incremental_gmm import (
+    GaussianMixtureSummary,
     IncrementalGaussianMixture,
     IncrementalMixtureClassifier,
     rank_one_inverse_update,
@@ -38,7 +40,13 @@ _PARAMETERS = dict(
     update="exact",
     representation="precision",
 )
+_SUMMARY = GaussianMixtureSummary(IncrementalGaussianMixture(scale=1.0))
+_MOMENTS = _SUMMARY.update(_SUMMARY.init(), _X)
 EXAMPLES = {
+    "GaussianMixtureSummary": dict(mixture=IncrementalGaussianMixture(scale=1.0), max_components=4),
+    "GaussianMixtureSummary.update": (lambda: _SUMMARY, dict(state=_MOMENTS, chunk=_X)),
+    "GaussianMixtureSummary.merge": (lambda: _SUMMARY, dict(a=_MOMENTS, b=_MOMENTS)),
+    "GaussianMixtureSummary.finish": (lambda: _SUMMARY, dict(state=_MOMENTS)),
     "rank_one_inverse_update": dict(
         precision=np.array([[2.0, 0.5], [0.5, 1.0]]), log_det=0.3, u=np.array([1.0, 2.0]), scale=0.5, weight=0.2
     ),
@@ -57,9 +65,40 @@ EXAMPLES = {
     "IncrementalMixtureClassifier.predict_proba": dict(X=_X),
 }
 ACCEPTS = {
+    "GaussianMixtureSummary.update.chunk": {"empty"},
     "IncrementalGaussianMixture.reconstruct.X": {"nan"},
     "IncrementalMixtureClassifier.fit.y": {"string"},
 }
+
+
+def in_a_tree(summary: Any, chunks: Any, seed: int) -> dict[str, np.ndarray]:
+    """State of the chunks, some of them updates of one state, merged with their neighbours in a random tree."""
+    rng, states = np.random.default_rng(seed), [summary.init()]
+    for chunk in chunks:
+        grown = states.pop() if rng.random() < 0.3 else summary.init()
+        before = {key: value.copy() for key, value in grown.items()}
+        states.append(summary.update(grown, chunk, np.random.default_rng(0)))
+        for key, value in before.items():
+            np.testing.assert_array_equal(grown[key], value)  # the argument is as it was
+    while len(states) > 1:
+        i = int(rng.integers(len(states) - 1))
+        before = [{key: value.copy() for key, value in state.items()} for state in states[i : i + 2]]
+        whole = summary.merge(*states[i : i + 2])
+        for old, state in zip(before, states[i : i + 2], strict=True):
+            for key, value in old.items():
+                np.testing.assert_array_equal(state[key], value)
+        states[i : i + 2] = [whole]
+    buffer = io.BytesIO()
+    np.savez(buffer, **states[0])  # a state travels without pickle
+    buffer.seek(0)
+    with np.load(buffer, allow_pickle=False) as back:
+        return {key: back[key] for key in back.files}
+
+
+def cuts(n: int, seed: int) -> list[slice]:
+    """A random partition of n rows into a few chunks, some of them empty."""
+    bounds = np.sort(np.random.default_rng([seed, 1]).integers(0, n + 1, 4))
+    return [slice(a, b) for a, b in zip([0, *bounds], [*bounds, n], strict=True)]
 
 
 @parametrize_with_checks([IncrementalGaussianMixture(), IncrementalMixtureClassifier()])
@@ -447,3 +486,110 @@ def test_gpu_equals_cpu(update: str) -> None:
     ):
         assert kind_of(got) == "cupy"
         assert_allclose(to_numpy(got), expected, rtol=1e-6, atol=1e-8)
+
+
+def three_groups(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points of three groups in turn, fifty standard deviations apart, and their groups."""
+    rng, group = np.random.default_rng([seed, 5]), np.arange(n) % 3
+    centres = np.array([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
+    return centres[group] + rng.normal(size=(n, 2)), group
+
+
+class TestSummary:
+    @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.sampled_from([None, 1.0]), st.sampled_from([None, 2]))
+    def test_rows_mean_and_covariance_of_the_data_stay(self, seed, n, scale, cap):
+        rng = np.random.default_rng(seed)
+        X = rng.normal(size=(n, 3)) + 3 * rng.integers(0, 3, (n, 1))
+        summary = GaussianMixtureSummary(IncrementalGaussianMixture(scale=scale, delta=0.5), max_components=cap)
+        got = summary.finish(in_a_tree(summary, [X[c] for c in cuts(n, seed)], seed))
+        assert cap is None or len(got.masses) <= cap
+        assert_allclose(got.masses.sum(), n, rtol=1e-12)
+        mean = got.masses @ got.means / n
+        assert_allclose(mean, X.mean(axis=0), atol=1e-11)
+        e = got.means - mean
+        total = np.einsum("j,jkl->kl", got.masses, got.covariances) + (got.masses[:, None] * e).T @ e
+        assert_allclose(total / n, np.cov(X.T, ddof=0), atol=1e-10)
+        assert np.isfinite(got.mixture.score(X))
+
+    @given(st.integers(0, 2**32 - 1))
+    def test_components_far_apart_are_merged_exactly(self, seed):
+        X, group = three_groups(240, seed)
+        summary = GaussianMixtureSummary(IncrementalGaussianMixture(scale=1.0, delta=3.0, beta=1e-9, prune=False))
+        got = summary.finish(in_a_tree(summary, [X[c] for c in cuts(240, seed) if c.stop - c.start > 2], seed))
+        kept = np.concatenate([np.arange(c.start, c.stop) for c in cuts(240, seed) if c.stop - c.start > 2])
+        X, group = X[kept], group[kept]
+        assert len(got.masses) == 3
+        order = got.mixture.predict(np.array([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]]))
+        for j, k in enumerate(order):
+            mine = X[group == j]
+            assert_allclose(got.masses[k], len(mine), rtol=1e-12)
+            assert_allclose(got.means[k], mean := mine.mean(axis=0), atol=1e-10)
+            assert_allclose(got.covariances[k], (mine - mean).T @ (mine - mean) / len(mine), atol=1e-9)
+        if len(X) > 60:
+            assert (got.mixture.predict(X) == order[group]).all()
+
+    def test_pairs_are_joined_by_hand(self):
+        """The closest pair first, each component once: 0 and 1 here, 0.9 and 9 there, radius 2."""
+        summary = GaussianMixtureSummary(IncrementalGaussianMixture(scale=1.0, beta=0.05))  # novel beyond 1.96
+
+        def state(*points: float) -> dict[str, np.ndarray]:
+            K = len(points)
+            return {
+                "masses": np.ones(K), "means": np.array(points)[:, None], "scatters": np.zeros((K, 1, 1)),
+                "ages": np.ones(K, np.int64),
+            }  # fmt: skip
+
+        got = summary.merge(state(0.0, 1.0), state(0.9, 9.0))
+        assert_allclose(got["means"][:, 0], [0.0, 0.95, 9.0])
+        assert_allclose(got["masses"], [1, 2, 1])
+        assert_allclose(got["scatters"][:, 0, 0], [0, 0.005, 0], atol=1e-15)
+        assert len(summary.merge(state(0.0), state(1.95))["masses"]) == 1  # as a second point would be found: C0 = 1
+        assert len(summary.merge(state(0.0), state(1.97))["masses"]) == 2
+        capped = GaussianMixtureSummary(summary.mixture, max_components=2).merge(state(0.0, 1.0), state(0.9, 9.0))
+        assert_allclose(capped["means"][:, 0], [1.9 / 3, 9.0])
+
+    def test_the_model_learns_on_and_one_chunk_is_close_to_the_plain_algorithm(self):
+        X, _ = three_groups(300, 0)
+        plain = IncrementalGaussianMixture(scale=1.0, delta=3.0, beta=1e-9, prune=False)
+        got = GaussianMixtureSummary(plain).finish(state_of(plain, X)).mixture
+        fitted = IncrementalGaussianMixture(scale=1.0, delta=3.0, beta=1e-9, prune=False).fit(X)
+        assert_allclose(got.means_, fitted.means_, atol=1e-8)
+        assert_allclose(got.covariances_, fitted.covariances_, atol=1e-8)
+        assert_allclose(got.score_samples(X), fitted.score_samples(X), atol=1e-6)
+        got.partial_fit(X[:50])
+        fitted.partial_fit(X[:50])
+        assert_allclose(got.precisions_, fitted.precisions_, rtol=1e-6, atol=1e-9)
+
+    def test_covariance_representation_and_published_rule(self):
+        X, _ = three_groups(120, 1)
+        for options in (dict(representation="covariance"), dict(update="published")):
+            plain = IncrementalGaussianMixture(scale=1.0, delta=3.0, beta=1e-9, prune=False, **options)
+            summary = GaussianMixtureSummary(plain)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # steps of the published rule that are skipped
+                got = summary.finish(in_a_tree(summary, [X[:40], X[40:]], 0))
+            assert_allclose(got.masses.sum(), 120)
+            assert np.isfinite(got.mixture.partial_fit(X).score(X))
+
+    def test_refused(self):
+        summary = GaussianMixtureSummary(IncrementalGaussianMixture(scale=1.0))
+        with pytest.raises(ValueError, match="b must be 2 columns wide"):
+            summary.merge(_MOMENTS, summary.update(summary.init(), np.ones((3, 1))))
+        with pytest.raises(ValueError, match="state must cover at least one row"):
+            summary.finish(summary.init())
+        with pytest.raises(ValueError, match="beta"):
+            GaussianMixtureSummary(IncrementalGaussianMixture(beta=2.0))
+        with pytest.raises(ValueError, match=r"chunk .* standard deviations of zero"):
+            summary.update(summary.init(), np.array([[1e200], [0.0]]))
+
+    @pytest.mark.gpu
+    def test_cupy_chunks(self):
+        cupy = pytest.importorskip("cupy")
+        got = _SUMMARY.update(_SUMMARY.init(), cupy.asarray(_X))
+        for key, value in _MOMENTS.items():
+            assert_allclose(got[key], value, rtol=1e-10)
+
+
+def state_of(plain: IncrementalGaussianMixture, X: np.ndarray) -> dict[str, np.ndarray]:
+    summary = GaussianMixtureSummary(plain)
+    return summary.update(summary.init(), X)

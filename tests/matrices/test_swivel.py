@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +22,35 @@ from algokit.arrays import kind_of, to_numpy
 from algokit.checks import AlgokitWarning
 from algokit.data import documentation_topics
 from algokit.matrices import swivel as module
-from algokit.matrices.swivel import Swivel, cooccurrence, shard_indices, swivel_loss_and_grad, swivel_targets
+from algokit.matrices.swivel import (
+    Swivel,
+    SwivelSummary,
+    VocabularySummary,
+    cooccurrence,
+    shard_indices,
+    shard_rounds,
+    swivel_loss_and_grad,
+    swivel_targets,
+)
 
 TEXT = [["a", "b", "c", "a"], ["b", "a", "d"], ["c", "b"]]
 X4 = np.array([[3.0, 1.0, 0.0, 2.0], [1.0, 4.0, 1.0, 0.0], [0.0, 1.0, 2.5, 1.0], [2.0, 0.0, 1.0, 0.5]])
 VECTORS = np.arange(8.0).reshape(4, 2) / 8
+SUMMARY = SwivelSummary(["a", "b", "c"], window=2)
+COUNTS = SUMMARY.update(SUMMARY.init(), TEXT)
+VOCABULARY = VocabularySummary(min_count=1)
+TOKENS = VOCABULARY.update(VOCABULARY.init(), TEXT)
 
 EXAMPLES = {
+    "SwivelSummary": dict(vocabulary=("a", "b"), window=2, weighting="harmonic", self_count=True),
+    "SwivelSummary.update": (lambda: SUMMARY, dict(state=COUNTS, chunk=TEXT)),
+    "SwivelSummary.merge": (lambda: SUMMARY, dict(a=COUNTS, b=COUNTS)),
+    "SwivelSummary.finish": (lambda: SUMMARY, dict(state=COUNTS)),
+    "VocabularySummary": dict(min_count=2, max_vocab=3),
+    "VocabularySummary.update": (lambda: VOCABULARY, dict(state=TOKENS, chunk=TEXT)),
+    "VocabularySummary.merge": (lambda: VOCABULARY, dict(a=TOKENS, b=TOKENS)),
+    "VocabularySummary.finish": (lambda: VOCABULARY, dict(state=TOKENS)),
+    "shard_rounds": dict(n_row_shards=2, n_column_shards=3),
     "cooccurrence": dict(
         documents=TEXT, window=2, min_count=1, max_vocab=3, weighting="harmonic", self_count=True
     ),
@@ -49,6 +74,36 @@ EXAMPLES = {
         ),
     ),
 }  # fmt: skip
+
+
+def in_a_tree(summary: Any, chunks: Any, seed: int) -> dict[str, np.ndarray]:
+    """State of the chunks, some of them updates of one state, merged with their neighbours in a random tree."""
+    rng, states = np.random.default_rng(seed), [summary.init()]
+    for chunk in chunks:
+        grown = states.pop() if rng.random() < 0.3 else summary.init()
+        before = {key: value.copy() for key, value in grown.items()}
+        states.append(summary.update(grown, chunk, np.random.default_rng(0)))
+        for key, value in before.items():
+            np.testing.assert_array_equal(grown[key], value)  # the argument is as it was
+    while len(states) > 1:
+        i = int(rng.integers(len(states) - 1))
+        before = [{key: value.copy() for key, value in state.items()} for state in states[i : i + 2]]
+        whole = summary.merge(*states[i : i + 2])
+        for old, state in zip(before, states[i : i + 2], strict=True):
+            for key, value in old.items():
+                np.testing.assert_array_equal(state[key], value)
+        states[i : i + 2] = [whole]
+    buffer = io.BytesIO()
+    np.savez(buffer, **states[0])  # a state travels without pickle
+    buffer.seek(0)
+    with np.load(buffer, allow_pickle=False) as back:
+        return {key: back[key] for key in back.files}
+
+
+def cuts(n: int, seed: int) -> list[slice]:
+    """A random partition of n rows into a few chunks, some of them empty."""
+    bounds = np.sort(np.random.default_rng([seed, 1]).integers(0, n + 1, 4))
+    return [slice(a, b) for a, b in zip([0, *bounds], [*bounds, n], strict=True)]
 
 
 def counts(m: int, n: int, seed: int, density: float = 0.4) -> np.ndarray:
@@ -435,3 +490,91 @@ def test_scikit_learn_conventions(estimator, check):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AlgokitWarning)
         check(estimator)
+
+
+def some_texts(seed: int) -> list[list[str]]:
+    rng = np.random.default_rng([seed, 3])
+    return [[["a", "bb", "c", "dd", "e"][i] for i in rng.integers(0, 5, k)] for k in rng.integers(0, 9, 20)]
+
+
+class TestSummary:
+    @given(
+        st.integers(0, 2**32 - 1), st.integers(1, 24), st.sampled_from(["harmonic", "flat"]), st.booleans(),
+        st.sampled_from([None, 3]),
+    )  # fmt: skip
+    def test_any_chunks_and_any_tree_give_the_counts_of_all_texts(self, seed, window, weighting, self_count, most):
+        texts = some_texts(seed)
+        want = cooccurrence(
+            texts, window=window, min_count=2, max_vocab=most, weighting=weighting, self_count=self_count
+        )
+        chunks = [texts[c] for c in cuts(len(texts), seed)]
+        first = VocabularySummary(min_count=2, max_vocab=most)
+        vocabulary = first.finish(in_a_tree(first, chunks, seed))
+        assert vocabulary == want.vocabulary
+        summary = SwivelSummary(vocabulary, window=window, weighting=weighting, self_count=self_count)
+        state = in_a_tree(summary, chunks, seed)
+        for key, value in summary.update(summary.init(), texts).items():
+            np.testing.assert_array_equal(state[key], value)  # to the last bit
+        got = summary.finish(state)
+        assert got.vocabulary == want.vocabulary
+        np.testing.assert_allclose(got.counts.toarray(), want.counts.toarray(), rtol=1e-13)
+
+    def test_texts_as_arrays(self):
+        tokens = np.array([token for text in TEXT for token in text])
+        document = np.repeat(np.arange(len(TEXT)), [len(text) for text in TEXT])
+        for summary, state in ((SUMMARY, COUNTS), (VOCABULARY, TOKENS)):
+            got = summary.update(summary.init(), (tokens, document))
+            for key, value in state.items():
+                np.testing.assert_array_equal(got[key], value)
+            nothing = summary.update(state, (tokens[:0], document[:0]))
+            for key, value in state.items():
+                np.testing.assert_array_equal(nothing[key], value)
+
+    @pytest.mark.parametrize(
+        "chunk", ["text", ["a b", "b"], [[1, 2]], (np.array(["a", "b"]), np.array([1.5, 2.0])),
+                  (np.array(["a", "b"]), np.array([1])), (np.array([1, 2]), np.array([0, 0])), np.ones(3)]
+    )  # fmt: skip
+    def test_a_bad_chunk_is_named(self, chunk):
+        for summary in (SUMMARY, VOCABULARY):
+            with pytest.raises((TypeError, ValueError), match="chunk"):
+                summary.update(summary.init(), chunk)
+
+    def test_refused(self):
+        other = SwivelSummary(["a", "c", "b"], window=2)
+        with pytest.raises(ValueError, match="b must be of the same vocabulary, window and weighting"):
+            SUMMARY.merge(COUNTS, other.init())
+        with pytest.raises(ValueError, match="vocabulary must not hold a token twice"):
+            SwivelSummary(["a", "a"])
+        with pytest.raises(TypeError, match="vocabulary"):
+            SwivelSummary("ab")
+        with pytest.raises(ValueError, match="window"):
+            SwivelSummary(["a"], window=25)
+        full = COUNTS | {"units": COUNTS["units"] + 2**62}
+        with pytest.raises(ValueError, match="b must leave counts within 64 bits"):
+            SUMMARY.merge(full, full)
+        with pytest.raises(ValueError, match="state must hold a token at least"):
+            VOCABULARY.finish(VOCABULARY.init())
+
+
+class TestShardRounds:
+    @given(st.integers(1, 7), st.integers(1, 7))
+    def test_every_shard_once_and_nothing_shared_in_a_round(self, m, n):
+        rounds = shard_rounds(m, n)
+        assert rounds.shape == (max(m, n), min(m, n), 2)  # the fewest rounds: a line of blocks has max(m, n) shards
+        assert {tuple(s) for s in rounds.reshape(-1, 2)} == set(itertools.product(range(m), range(n)))
+        for shards in rounds:
+            assert len(np.unique(shards[:, 0])) == len(np.unique(shards[:, 1])) == len(shards)
+
+    def test_the_order_within_a_round_does_not_matter_to_the_last_bit(self):
+        X = np.random.default_rng(0).poisson(2.0, (12, 9)).astype(float)
+        rows, cols = shard_indices(12, 3), shard_indices(9, 2)
+        ends = []
+        for step in (1, -1):
+            model = Swivel(3, rng=0)
+            for shards in shard_rounds(3, 2):
+                for a, b in shards[::step]:
+                    block = X[np.ix_(rows[a], cols[b])]
+                    model.partial_fit_shard(block, rows[a], cols[b], X.sum(axis=1), X.sum(axis=0), float(X.sum()))
+            ends.append((model.row_embeddings_, model.column_embeddings_))
+        np.testing.assert_array_equal(ends[0][0], ends[1][0])
+        np.testing.assert_array_equal(ends[0][1], ends[1][1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from algokit.data import american_league_1987
 from algokit.optimization import bradley_terry as module
 from algokit.optimization.bradley_terry import (
     BradleyTerry,
+    BradleyTerrySummary,
     bradley_terry,
     log_likelihood,
     plackett_luce,
@@ -29,8 +32,14 @@ from algokit.optimization.bradley_terry import (
 WINS = np.array([[0.0, 3.0, 1.0], [1.0, 0.0, 2.0], [2.0, 1.0, 0.0]])
 TIES = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 2.0], [0.0, 2.0, 0.0]])
 PAIRS = np.array([[0, 1], [1, 2], [2, 0], [0, 1]])
+SUMMARY = BradleyTerrySummary()
+LEAGUE = SUMMARY.update(SUMMARY.init(), (PAIRS[:, 0], PAIRS[:, 1]))
 
 EXAMPLES = {
+    "BradleyTerrySummary": dict(model=BradleyTerry(), n=3),
+    "BradleyTerrySummary.update": (lambda: SUMMARY, dict(state=LEAGUE, chunk=WINS)),
+    "BradleyTerrySummary.merge": (lambda: SUMMARY, dict(a=LEAGUE, b=LEAGUE)),
+    "BradleyTerrySummary.finish": (lambda: SUMMARY, dict(state=LEAGUE)),
     "bradley_terry": dict(
         wins=WINS, ties=TIES, prior="logistic", method="newman", updates="sequential", tol=1e-6, max_sweeps=1000,
         init=np.ones(3), check=True,
@@ -49,6 +58,36 @@ EXAMPLES = {
 ACCEPTS = {  # names of players may be strings
     "BradleyTerry.fit.pairs": {"string", "zero", "negative", "huge"},
 }
+
+
+def in_a_tree(summary: Any, chunks: Any, seed: int) -> dict[str, np.ndarray]:
+    """State of the chunks, some of them updates of one state, merged with their neighbours in a random tree."""
+    rng, states = np.random.default_rng(seed), [summary.init()]
+    for chunk in chunks:
+        grown = states.pop() if rng.random() < 0.3 else summary.init()
+        before = {key: value.copy() for key, value in grown.items()}
+        states.append(summary.update(grown, chunk, np.random.default_rng(0)))
+        for key, value in before.items():
+            np.testing.assert_array_equal(grown[key], value)  # the argument is as it was
+    while len(states) > 1:
+        i = int(rng.integers(len(states) - 1))
+        before = [{key: value.copy() for key, value in state.items()} for state in states[i : i + 2]]
+        whole = summary.merge(*states[i : i + 2])
+        for old, state in zip(before, states[i : i + 2], strict=True):
+            for key, value in old.items():
+                np.testing.assert_array_equal(state[key], value)
+        states[i : i + 2] = [whole]
+    buffer = io.BytesIO()
+    np.savez(buffer, **states[0])  # a state travels without pickle
+    buffer.seek(0)
+    with np.load(buffer, allow_pickle=False) as back:
+        return {key: back[key] for key in back.files}
+
+
+def cuts(n: int, seed: int) -> list[slice]:
+    """A random partition of n rows into a few chunks, some of them empty."""
+    bounds = np.sort(np.random.default_rng([seed, 1]).integers(0, n + 1, 4))
+    return [slice(a, b) for a, b in zip([0, *bounds], [*bounds, n], strict=True)]
 
 
 def league(n: int, spread: float, games: int, seed: int) -> np.ndarray:
@@ -443,3 +482,79 @@ class TestEstimator:
             model.predict_proba([["ann", "dan"]])
         with pytest.raises(ValueError, match="pairs"):
             model.predict_proba([[0, 1]])
+
+
+class TestSummary:
+    @given(st.integers(0, 2**32 - 1), st.booleans(), st.booleans())
+    def test_any_chunks_and_any_tree_give_the_fit_to_all_games(self, seed, named, weighted):
+        rng = np.random.default_rng(seed)
+        first = rng.integers(0, 6, 30)
+        pairs = np.stack([first, (first + rng.integers(1, 6, 30)) % 6], axis=1)
+        if named:
+            pairs = np.array(["ann", "bo", "cem", "dee", "evelyn", "f"])[pairs]
+        weights = rng.integers(0, 4, 30).astype(float) if weighted else None
+        model = BradleyTerry(method=0.5, tol=1e-9)
+        summary = BradleyTerrySummary(model)
+        chunks = [
+            (pairs[c, 0], pairs[c, 1]) if weights is None else (pairs[c, 0], pairs[c, 1], weights[c])
+            for c in cuts(30, seed)
+        ]
+        got, want = summary.finish(in_a_tree(summary, chunks, seed)), clone(model).fit(pairs, sample_weight=weights)
+        np.testing.assert_array_equal(got.classes_, want.classes_)
+        np.testing.assert_array_equal(got.strengths_, want.strengths_)  # to the last bit
+        assert got.result_.log_likelihood == want.result_.log_likelihood
+        assert got is not model and not hasattr(model, "strengths_")
+
+    @given(st.integers(0, 2**32 - 1), st.sampled_from([np.asarray, sp.csr_array, sp.coo_array]))
+    def test_tables_of_wins(self, seed, kind):
+        rng = np.random.default_rng(seed)
+        tables = rng.poisson(1.0, (4, 5, 5)) * (1 - np.eye(5))
+        summary = BradleyTerrySummary(BradleyTerry(prior="logistic"), n=5)
+        got = summary.finish(in_a_tree(summary, [kind(t) for t in tables], seed))
+        want = bradley_terry(tables.sum(axis=0), prior="logistic")
+        np.testing.assert_array_equal(got.strengths_, want.strengths)
+        assert got.classes_.tolist() == [0, 1, 2, 3, 4]
+
+    def test_fractions_to_rounding(self):
+        weights = np.random.default_rng(0).random(4)
+        chunks = [(PAIRS[c, 0], PAIRS[c, 1], weights[c]) for c in cuts(4, 0)]
+        got = SUMMARY.finish(in_a_tree(SUMMARY, chunks, 0))
+        want = BradleyTerry().fit(PAIRS, sample_weight=weights)
+        np.testing.assert_allclose(got.strengths_, want.strengths_, rtol=1e-12)
+
+    def test_players_who_did_not_play(self):
+        summary = BradleyTerrySummary(n=5)
+        got = summary.finish(summary.update(summary.init(), (PAIRS[:, 0], PAIRS[:, 1])))
+        want = bradley_terry(win_matrix(PAIRS[:, 0], PAIRS[:, 1], n=5), prior="logistic")
+        np.testing.assert_array_equal(got.strengths_, want.strengths)
+        with pytest.raises(ValueError, match="chunk must number players from 0 to n - 1 = 4"):
+            summary.update(summary.init(), ([5], [1]))
+        with pytest.raises(ValueError, match="chunk must number players from 0"):
+            summary.update(summary.init(), ([-1], [1]))
+        with pytest.raises(ValueError, match="state must be a state of n = 5 players"):
+            summary.finish(LEAGUE)
+
+    def test_games_of_any_kind_of_array(self, xp_array):
+        got = SUMMARY.update(SUMMARY.init(), (xp_array(PAIRS[:, 0].copy()), xp_array(PAIRS[:, 1].copy())))
+        for key, value in LEAGUE.items():
+            np.testing.assert_array_equal(got[key], value)
+        table = SUMMARY.update(SUMMARY.init(), xp_array(WINS))
+        np.testing.assert_array_equal(table["wins"], WINS[WINS > 0])
+
+    @pytest.mark.parametrize(
+        "chunk", [[[0, 1]], "ann", np.ones((2, 3)), np.eye(3), ([0], [0]), ([0], [1, 2]), ([0], ["bob"]),
+                  ([0.5], [1]), ([0], [1], [-1.0]), ([0], [1], [np.nan]), ([0],), ([[0]], [[1]]),
+                  (np.array([2**63], np.uint64), np.array([1], np.uint64)), (["ann"], ["bob"])]
+    )  # fmt: skip
+    def test_a_bad_chunk_is_named(self, chunk):
+        with pytest.raises((TypeError, ValueError), match="chunk"):
+            SUMMARY.update(LEAGUE, chunk)
+
+    def test_refused(self):
+        with pytest.raises(ValueError, match="state must cover at least one game"):
+            SUMMARY.finish(SUMMARY.init())
+        with pytest.raises(ValueError, match="prior"):
+            BradleyTerrySummary(BradleyTerry(prior="flat"))
+        strict = BradleyTerrySummary(BradleyTerry(prior=None))
+        with pytest.raises(ValueError, match="finite maximum"):
+            strict.finish(strict.update(strict.init(), ([0], [1])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from typing import Any
 
@@ -16,6 +17,7 @@ from algokit.checks import AlgokitWarning
 from algokit.sketching import coordinated_sampling as module
 from algokit.sketching.coordinated_sampling import (
     CoordinatedSampler,
+    CoordinatedSummary,
     RowSketch,
     countsketch,
     jl_sketch,
@@ -29,6 +31,8 @@ from algokit.sketching.coordinated_sampling import (
 METHODS = ("priority", "threshold", "threshold-adaptive")
 A6 = np.arange(1.0, 13.0).reshape(6, 2)
 SKETCH = sketch_rows(A6, 4, seed=0)
+SUMMARY = CoordinatedSummary(3, seed=0)
+STATE = SUMMARY.update(SUMMARY.init(), (np.arange(6), A6))
 
 EXAMPLES: dict[str, Any] = {
     "shared_uniforms": dict(keys=np.arange(5), seed=0),
@@ -38,6 +42,13 @@ EXAMPLES: dict[str, Any] = {
     "sketched_join_lstsq": dict(SA=SKETCH, Sb=SKETCH, ridge=0.5),
     "CoordinatedSampler": dict(size=3, seed=0, method="priority", weights="norm2"),
     "CoordinatedSampler.partial_fit": dict(A=A6, keys=np.arange(6)),
+    "CoordinatedSummary": dict(size=3, seed=0, method="priority", weights="norm2"),
+    "CoordinatedSummary.update": (lambda: SUMMARY, dict(state=STATE, chunk=([7, 8], A6[:2]))),
+    "CoordinatedSummary.merge": (
+        lambda: SUMMARY,
+        dict(a=STATE, b=SUMMARY.update(SUMMARY.init(), (np.arange(6, 12), A6))),
+    ),
+    "CoordinatedSummary.finish": (lambda: SUMMARY, dict(state=STATE)),
     "countsketch": dict(A=A6, size=3, keys=np.arange(6), seed=0),
     "jl_sketch": dict(A=A6, size=3, keys=np.arange(6), seed=0),
 }
@@ -55,6 +66,36 @@ def tables(seed: int, n: int = 60, d: int = 5, m: int = 4, share: float = 0.6) -
     A[rng.random(n) > share] = 0
     B[rng.random(n) > share] = 0
     return sp.csr_array(A), sp.csr_array(B)
+
+
+def in_a_tree(summary: Any, chunks: Any, seed: int) -> dict[str, np.ndarray]:
+    """State of the chunks, some of them updates of one state, merged with their neighbours in a random tree."""
+    rng, states = np.random.default_rng(seed), [summary.init()]
+    for chunk in chunks:
+        grown = states.pop() if rng.random() < 0.3 else summary.init()
+        before = {key: value.copy() for key, value in grown.items()}
+        states.append(summary.update(grown, chunk, np.random.default_rng(0)))
+        for key, value in before.items():
+            np.testing.assert_array_equal(grown[key], value)  # the argument is as it was
+    while len(states) > 1:
+        i = int(rng.integers(len(states) - 1))
+        before = [{key: value.copy() for key, value in state.items()} for state in states[i : i + 2]]
+        whole = summary.merge(*states[i : i + 2])
+        for old, state in zip(before, states[i : i + 2], strict=True):
+            for key, value in old.items():
+                np.testing.assert_array_equal(state[key], value)
+        states[i : i + 2] = [whole]
+    buffer = io.BytesIO()
+    np.savez(buffer, **states[0])  # a state travels without pickle
+    buffer.seek(0)
+    with np.load(buffer, allow_pickle=False) as back:
+        return {key: back[key] for key in back.files}
+
+
+def cuts(n: int, seed: int) -> list[slice]:
+    """A random partition of n rows into a few chunks, some of them empty."""
+    bounds = np.sort(np.random.default_rng([seed, 1]).integers(0, n + 1, 4))
+    return [slice(a, b) for a, b in zip([0, *bounds], [*bounds, n], strict=True)]
 
 
 def by_the_book(A: np.ndarray, k: int, keys: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
@@ -525,3 +566,90 @@ def test_words_stored() -> None:
     assert sketch_rows(np.ones((5, 3)), 2, seed=0).n_words == 2 * 3 + 2 * 2 + 1
     assert sketch_rows(sp.csr_array(np.eye(5)), 2, seed=0).n_words == 2 * 2 + 2 * 2 + 1
     assert isinstance(SKETCH, RowSketch)
+
+
+class TestSummary:
+    @given(
+        st.integers(0, 2**32 - 1),
+        st.integers(1, 12),
+        st.sampled_from(METHODS[:2]),
+        st.sampled_from(["norm2", "uniform"]),
+        st.booleans(),
+    )
+    def test_any_chunks_and_any_tree_give_the_sketch_of_all_rows(self, seed, size, method, weights, sparse):
+        A = tables(seed, n=40)[0]
+        A = A if sparse else A.toarray()
+        keys = np.random.default_rng(seed).permutation(1000)[:40]
+        summary = CoordinatedSummary(size, seed=seed, method=method, weights=weights)
+        state = in_a_tree(summary, [(keys[c], A[c]) for c in cuts(40, seed)], seed)
+        got, want = summary.finish(state), sketch_rows(A, size, keys=keys, seed=seed, method=method, weights=weights)
+        np.testing.assert_array_equal(got.keys, want.keys)
+        np.testing.assert_array_equal(got.norms, want.norms)
+        dense = [s.rows.toarray() if sparse else s.rows for s in (got, want)]
+        np.testing.assert_array_equal(*dense)
+        assert got.n_rows_seen == 40 and sp.issparse(got.rows) == sparse
+        if method == "priority":
+            assert got.tau == want.tau
+        else:
+            np.testing.assert_allclose(got.tau, want.tau, rtol=1e-13)
+
+    def test_string_keys_and_single_precision_stay(self):
+        A = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+        keys = [f"row {i}" for i in range(30)]
+        summary = CoordinatedSummary(7, seed=3)
+        state = in_a_tree(summary, [(keys[c], A[c]) for c in cuts(30, 0)], 0)
+        got, want = summary.finish(state), sketch_rows(A, 7, keys=keys, seed=3)
+        np.testing.assert_array_equal(got.rows, want.rows)
+        assert got.rows.dtype == np.float32
+
+    def test_the_state_is_small_and_products_come_from_two_summaries(self):
+        rng = np.random.default_rng(0)
+        A, B = rng.normal(size=(500, 3)), rng.normal(size=(500, 2))
+        sketches = []
+        for table in (A, B):
+            summary = CoordinatedSummary(500, seed=1)
+            state = in_a_tree(summary, [(np.arange(500)[c], table[c]) for c in cuts(500, 2)], 2)
+            sketches.append(summary.finish(state))
+        np.testing.assert_allclose(sketched_product(*sketches), A.T @ B, rtol=1e-12)  # nothing was left out
+        small = CoordinatedSummary(10, seed=1)
+        state = small.update(small.init(), (np.arange(500), A))
+        assert sum(a.nbytes for a in state.values()) < 10 * (3 + 2) * 8 + 100
+
+    def test_rows_of_any_kind_of_array(self, xp_array):
+        summary = CoordinatedSummary(3, seed=0)
+        state = summary.update(summary.init(), (np.arange(6), xp_array(A6)))
+        for key, value in STATE.items():
+            np.testing.assert_allclose(state[key], value, rtol=1e-15)  # norms are another kernel's
+
+    def test_a_repeated_key(self):
+        """Refused within a chunk and where both rows are sketched; where one was dropped it counts as two rows."""
+        summary = CoordinatedSummary(3, seed=0)
+        with pytest.raises(ValueError, match=r"chunk must hold keys .* 4 twice"):
+            summary.update(summary.init(), ([4, 4], A6[:2]))
+        with pytest.raises(ValueError, match="chunk must have keys not seen before"):
+            summary.update(STATE, (STATE["keys"][:1], A6[:1]))
+        with pytest.raises(ValueError, match="b must have keys not seen before"):
+            summary.merge(STATE, STATE)
+        dropped = np.setdiff1d(np.arange(6), STATE["keys"])[:1]
+        assert int(summary.update(STATE, (dropped, A6[:1]))["seen"]) == 7
+
+    def test_what_does_not_belong_together_is_refused(self):
+        for changed in (dict(size=4), dict(seed=1), dict(weights="uniform"), dict(method="threshold")):
+            other = CoordinatedSummary(**(dict(size=3, seed=0) | changed))
+            with pytest.raises(ValueError, match="a must be of the same size, seed, method and weights"):
+                other.merge(STATE, other.init())
+        with pytest.raises(ValueError, match="dense rows of 2 columns"):
+            SUMMARY.update(STATE, ([8], A6[:1, :1]))
+        with pytest.raises(ValueError, match="dense rows of 2 columns"):
+            SUMMARY.update(STATE, ([8], sp.csr_array(A6[:1])))
+        with pytest.raises(ValueError, match="state must cover at least one row"):
+            SUMMARY.finish(SUMMARY.init())
+        with pytest.raises(ValueError, match="state must be a state with the keys"):
+            SUMMARY.finish({"keys": np.zeros(3)})
+
+    @pytest.mark.parametrize(
+        "chunk", [A6, ([1], A6), (None, A6), ([1.5] * 6, A6), (np.arange(6), A6 * np.nan), (np.arange(6), "word"), ()]
+    )
+    def test_a_bad_chunk_is_named(self, chunk):
+        with pytest.raises((TypeError, ValueError), match="chunk"):
+            SUMMARY.update(SUMMARY.init(), chunk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from algokit.sketching._hadamard import butterflies
 from algokit.sketching.fast_johnson_lindenstrauss import (
     FastJLOperator,
     FastJohnsonLindenstrauss,
+    ProjectedGramSummary,
     fast_jl_density,
     fast_jl_dim,
     fast_jl_operator,
@@ -29,7 +31,14 @@ from algokit.sketching.fast_johnson_lindenstrauss import (
     norm_variance,
 )
 
+SUMMARY = ProjectedGramSummary(fast_jl_operator(6, 4, density=0.5, rng=0))
+STATE = SUMMARY.update(SUMMARY.init(), np.arange(30.0).reshape(5, 6))
+
 EXAMPLES: dict[str, Any] = {
+    "ProjectedGramSummary": dict(operator=SUMMARY.operator, n_components=2),
+    "ProjectedGramSummary.update": (lambda: SUMMARY, dict(state=STATE, chunk=np.ones((5, 6)))),
+    "ProjectedGramSummary.merge": (lambda: SUMMARY, dict(a=STATE, b=STATE)),
+    "ProjectedGramSummary.finish": (lambda: SUMMARY, dict(state=STATE)),
     "fwht": dict(x=np.ones((3, 8)), axis=-1, normalize=True, overwrite=False),
     "fast_jl_dim": dict(n_points=10, eps=0.5),
     "fast_jl_density": dict(n_points=10, dim=100, eps=0.25, analysis="classic", c=2.0),
@@ -41,12 +50,43 @@ EXAMPLES: dict[str, Any] = {
     "FastJohnsonLindenstrauss.fit": dict(X=np.eye(8)),
     "FastJohnsonLindenstrauss.transform": dict(X=np.eye(8)),
 }
+ACCEPTS = {"ProjectedGramSummary.update.chunk": {"empty"}}
 
 BOTH = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 def tolerance(dtype: Any) -> float:
     return 2e-5 if dtype == np.float32 else 1e-12
+
+
+def in_a_tree(summary: Any, chunks: Any, seed: int) -> dict[str, np.ndarray]:
+    """State of the chunks, some of them updates of one state, merged with their neighbours in a random tree."""
+    rng, states = np.random.default_rng(seed), [summary.init()]
+    for chunk in chunks:
+        grown = states.pop() if rng.random() < 0.3 else summary.init()
+        before = {key: value.copy() for key, value in grown.items()}
+        states.append(summary.update(grown, chunk, np.random.default_rng(0)))
+        for key, value in before.items():
+            np.testing.assert_array_equal(grown[key], value)  # the argument is as it was
+    while len(states) > 1:
+        i = int(rng.integers(len(states) - 1))
+        before = [{key: value.copy() for key, value in state.items()} for state in states[i : i + 2]]
+        whole = summary.merge(*states[i : i + 2])
+        for old, state in zip(before, states[i : i + 2], strict=True):
+            for key, value in old.items():
+                np.testing.assert_array_equal(state[key], value)
+        states[i : i + 2] = [whole]
+    buffer = io.BytesIO()
+    np.savez(buffer, **states[0])  # a state travels without pickle
+    buffer.seek(0)
+    with np.load(buffer, allow_pickle=False) as back:
+        return {key: back[key] for key in back.files}
+
+
+def cuts(n: int, seed: int) -> list[slice]:
+    """A random partition of n rows into a few chunks, some of them empty."""
+    bounds = np.sort(np.random.default_rng([seed, 1]).integers(0, n + 1, 4))
+    return [slice(a, b) for a, b in zip([0, *bounds], [*bounds, n], strict=True)]
 
 
 def dense(phi: FastJLOperator) -> np.ndarray:
@@ -353,3 +393,60 @@ def test_mixing_saves_one_hot_points() -> None:
     unmixed = pdist((phi.P @ X.T).T, "sqeuclidean") / 2
     assert unmixed.min() < 0.1
     assert (pdist(phi.apply(X), "sqeuclidean") / 2).min() > 3 * unmixed.min()
+
+
+class TestSummary:
+    @given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.floats(-1e6, 1e6))
+    def test_any_chunks_and_any_tree_give_the_moments_of_all_rows(self, seed, n, centre):
+        X = np.random.default_rng(seed).normal(size=(n, 6)) + centre
+        got = SUMMARY.finish(in_a_tree(SUMMARY, [X[c] for c in cuts(n, seed)], seed))
+        Y = SUMMARY.operator.apply(X)
+        size = np.abs(Y).max()
+        assert got.n_rows == n
+        np.testing.assert_allclose(got.mean, Y.mean(axis=0), atol=1e-13 * size)
+        np.testing.assert_allclose(got.gram, Y.T @ Y, atol=1e-12 * n * size**2)
+        covariance = got.components.T * got.variances @ got.components
+        np.testing.assert_allclose(covariance, np.cov(Y.T), atol=1e-12 * size * max(1.0, size / 1e3))
+
+    def test_principal_components_against_a_singular_value_decomposition(self):
+        rng = np.random.default_rng(0)
+        X = rng.normal(size=(200, 60)) * np.geomspace(10, 0.1, 60) + 3
+        summary = ProjectedGramSummary(fast_jl_operator(60, 16, density=0.5, rng=1), n_components=3)
+        got = summary.finish(in_a_tree(summary, [X[c] for c in cuts(200, 0)], 0))
+        Y = summary.operator.apply(X)
+        _, s, V = np.linalg.svd(Y - Y.mean(axis=0), full_matrices=False)
+        np.testing.assert_allclose(got.variances, s[:3] ** 2 / 199, rtol=1e-10)
+        np.testing.assert_allclose(np.abs((got.components * V[:3]).sum(axis=1)), 1, rtol=1e-10)
+        assert (got.components[np.arange(3), np.abs(got.components).argmax(axis=1)] > 0).all()
+        assert summary.operator.T_apply(got.components).shape == (3, 60)
+
+    def test_a_mean_far_away_costs_no_digits(self):
+        X = np.random.default_rng(0).normal(size=(400, 6))
+        near, far = (
+            SUMMARY.finish(in_a_tree(SUMMARY, [(X + c)[s] for s in cuts(400, 1)], 1)).variances for c in (0, 1e7)
+        )
+        np.testing.assert_allclose(near, far, rtol=1e-6)  # Y.T @ Y - n m m.T would have two digits left
+
+    @BOTH
+    def test_chunks_of_any_kind_of_array(self, xp_array, dtype):
+        X = np.random.default_rng(0).normal(size=(5, 6)).astype(dtype)
+        got = SUMMARY.update(SUMMARY.init(), xp_array(X))
+        Y = SUMMARY.operator.apply(X).astype(np.float64)
+        np.testing.assert_allclose(got["scatter"], np.cov(Y.T) * 4, atol=tolerance(dtype) * 10)
+        assert all(isinstance(a, np.ndarray) and a.dtype in (np.float64, np.int64) for a in got.values())
+
+    def test_one_row_and_none(self):
+        state = SUMMARY.update(SUMMARY.init(), np.zeros((0, 6)))
+        with pytest.raises(ValueError, match="state must cover at least one row"):
+            SUMMARY.finish(state)
+        one = SUMMARY.finish(SUMMARY.update(state, np.ones((1, 6))))
+        assert one.n_rows == 1 and not one.variances.any()
+
+    def test_foreign_states_and_wrong_sizes_are_refused(self):
+        other = ProjectedGramSummary(fast_jl_operator(6, 3, density=0.5, rng=0))
+        with pytest.raises(ValueError, match="b must be a state of 4 projected columns"):
+            SUMMARY.merge(STATE, other.init())
+        with pytest.raises(ValueError, match="n_components"):
+            ProjectedGramSummary(SUMMARY.operator, n_components=5)
+        with pytest.raises(ValueError, match="chunk must have squares"):
+            SUMMARY.update(STATE, np.eye(5, 6) * 1e200)
