@@ -9,7 +9,7 @@ install: .venv/installed  ## Create .venv with the exact versions of constraints
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,test,neural]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,test,neural,cluster]'
 	@touch $@
 
 book: .venv/installed  ## Build the site and say where it lies

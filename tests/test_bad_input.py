@@ -70,6 +70,8 @@ def _public(module: ModuleType) -> list[str]:
     for name in module.__all__:
         thing = getattr(module, name)
         if inspect.isclass(thing):
+            if getattr(thing, "_is_protocol", False):  # says what others must have
+                continue
             record = issubclass(thing, (tuple, Exception)) or is_dataclass(thing)
             if not record:
                 names.append(name)
