@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -71,3 +72,33 @@ def assert_threads_agree() -> Callable[[str], None]:
         assert len(printed) == 1
 
     return check
+
+
+@pytest.fixture(scope="session")
+def in_a_tree() -> Callable[[Any, Any, int], dict[str, np.ndarray]]:
+    """``in_a_tree(summary, chunks, seed)``: a mergeable summary's state of the chunks, by a random tree of merges."""
+
+    def state_of(summary: Any, chunks: Any, seed: int) -> dict[str, np.ndarray]:
+        """State of the chunks, some of them updates of one state, merged with their neighbours in a random tree."""
+        rng, states = np.random.default_rng(seed), [summary.init()]
+        for chunk in chunks:
+            grown = states.pop() if rng.random() < 0.3 else summary.init()
+            before = {key: value.copy() for key, value in grown.items()}
+            states.append(summary.update(grown, chunk, np.random.default_rng(0)))
+            for key, value in before.items():
+                np.testing.assert_array_equal(grown[key], value)  # the argument is as it was
+        while len(states) > 1:
+            i = int(rng.integers(len(states) - 1))
+            before = [{key: value.copy() for key, value in state.items()} for state in states[i : i + 2]]
+            whole = summary.merge(*states[i : i + 2])
+            for old, state in zip(before, states[i : i + 2], strict=True):
+                for key, value in old.items():
+                    np.testing.assert_array_equal(state[key], value)
+            states[i : i + 2] = [whole]
+        buffer = io.BytesIO()
+        np.savez(buffer, **states[0])  # a state travels without pickle
+        buffer.seek(0)
+        with np.load(buffer, allow_pickle=False) as back:
+            return {key: back[key] for key in back.files}
+
+    return state_of

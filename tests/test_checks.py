@@ -47,6 +47,8 @@ CASES = [  # (call, exception, part of the message)
     (lambda: checks.check_one_of("b", "x", ("a", "c")), ValueError, "'a', 'c'"),
     (lambda: checks.check_one_of(True, "x", (1,)), ValueError, "one of 1"),
     (lambda: checks.check_same_length(x=[1], y=[]), ValueError, "same length"),
+    (lambda: checks.check_state([1], "x", ("a",)), TypeError, "dict of NumPy arrays"),
+    (lambda: checks.check_state({"b": np.ones(2)}, "x", ("a",)), ValueError, "keys"),
     (lambda: checks.check_positive_definite(np.ones((2, 3)), "x"), ValueError, "square"),
     (lambda: checks.check_positive_definite([[1.0, 2.0], [0.0, 1.0]], "x"), ValueError, "symmetric"),
     (lambda: checks.check_positive_definite(-np.eye(2), "x"), ValueError, "positive definite"),

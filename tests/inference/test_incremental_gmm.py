@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -69,30 +68,6 @@ ACCEPTS = {
     "IncrementalGaussianMixture.reconstruct.X": {"nan"},
     "IncrementalMixtureClassifier.fit.y": {"string"},
 }
-
-
-def in_a_tree(summary: Any, chunks: Any, seed: int) -> dict[str, np.ndarray]:
-    """State of the chunks, some of them updates of one state, merged with their neighbours in a random tree."""
-    rng, states = np.random.default_rng(seed), [summary.init()]
-    for chunk in chunks:
-        grown = states.pop() if rng.random() < 0.3 else summary.init()
-        before = {key: value.copy() for key, value in grown.items()}
-        states.append(summary.update(grown, chunk, np.random.default_rng(0)))
-        for key, value in before.items():
-            np.testing.assert_array_equal(grown[key], value)  # the argument is as it was
-    while len(states) > 1:
-        i = int(rng.integers(len(states) - 1))
-        before = [{key: value.copy() for key, value in state.items()} for state in states[i : i + 2]]
-        whole = summary.merge(*states[i : i + 2])
-        for old, state in zip(before, states[i : i + 2], strict=True):
-            for key, value in old.items():
-                np.testing.assert_array_equal(state[key], value)
-        states[i : i + 2] = [whole]
-    buffer = io.BytesIO()
-    np.savez(buffer, **states[0])  # a state travels without pickle
-    buffer.seek(0)
-    with np.load(buffer, allow_pickle=False) as back:
-        return {key: back[key] for key in back.files}
 
 
 def cuts(n: int, seed: int) -> list[slice]:
@@ -497,7 +472,7 @@ def three_groups(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 class TestSummary:
     @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.sampled_from([None, 1.0]), st.sampled_from([None, 2]))
-    def test_rows_mean_and_covariance_of_the_data_stay(self, seed, n, scale, cap):
+    def test_rows_mean_and_covariance_of_the_data_stay(self, in_a_tree, seed, n, scale, cap):
         rng = np.random.default_rng(seed)
         X = rng.normal(size=(n, 3)) + 3 * rng.integers(0, 3, (n, 1))
         summary = GaussianMixtureSummary(IncrementalGaussianMixture(scale=scale, delta=0.5), max_components=cap)
@@ -512,7 +487,7 @@ class TestSummary:
         assert np.isfinite(got.mixture.score(X))
 
     @given(st.integers(0, 2**32 - 1))
-    def test_components_far_apart_are_merged_exactly(self, seed):
+    def test_components_far_apart_are_merged_exactly(self, in_a_tree, seed):
         X, group = three_groups(240, seed)
         summary = GaussianMixtureSummary(IncrementalGaussianMixture(scale=1.0, delta=3.0, beta=1e-9, prune=False))
         got = summary.finish(in_a_tree(summary, [X[c] for c in cuts(240, seed) if c.stop - c.start > 2], seed))
@@ -560,7 +535,7 @@ class TestSummary:
         fitted.partial_fit(X[:50])
         assert_allclose(got.precisions_, fitted.precisions_, rtol=1e-6, atol=1e-9)
 
-    def test_covariance_representation_and_published_rule(self):
+    def test_covariance_representation_and_published_rule(self, in_a_tree):
         X, _ = three_groups(120, 1)
         for options in (dict(representation="covariance"), dict(update="published")):
             plain = IncrementalGaussianMixture(scale=1.0, delta=3.0, beta=1e-9, prune=False, **options)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import warnings
-from typing import Any
 
 import numpy as np
 import pytest
@@ -74,30 +72,6 @@ EXAMPLES = {
         ),
     ),
 }  # fmt: skip
-
-
-def in_a_tree(summary: Any, chunks: Any, seed: int) -> dict[str, np.ndarray]:
-    """State of the chunks, some of them updates of one state, merged with their neighbours in a random tree."""
-    rng, states = np.random.default_rng(seed), [summary.init()]
-    for chunk in chunks:
-        grown = states.pop() if rng.random() < 0.3 else summary.init()
-        before = {key: value.copy() for key, value in grown.items()}
-        states.append(summary.update(grown, chunk, np.random.default_rng(0)))
-        for key, value in before.items():
-            np.testing.assert_array_equal(grown[key], value)  # the argument is as it was
-    while len(states) > 1:
-        i = int(rng.integers(len(states) - 1))
-        before = [{key: value.copy() for key, value in state.items()} for state in states[i : i + 2]]
-        whole = summary.merge(*states[i : i + 2])
-        for old, state in zip(before, states[i : i + 2], strict=True):
-            for key, value in old.items():
-                np.testing.assert_array_equal(state[key], value)
-        states[i : i + 2] = [whole]
-    buffer = io.BytesIO()
-    np.savez(buffer, **states[0])  # a state travels without pickle
-    buffer.seek(0)
-    with np.load(buffer, allow_pickle=False) as back:
-        return {key: back[key] for key in back.files}
 
 
 def cuts(n: int, seed: int) -> list[slice]:
@@ -502,7 +476,9 @@ class TestSummary:
         st.integers(0, 2**32 - 1), st.integers(1, 24), st.sampled_from(["harmonic", "flat"]), st.booleans(),
         st.sampled_from([None, 3]),
     )  # fmt: skip
-    def test_any_chunks_and_any_tree_give_the_counts_of_all_texts(self, seed, window, weighting, self_count, most):
+    def test_any_chunks_and_any_tree_give_the_counts_of_all_texts(
+        self, in_a_tree, seed, window, weighting, self_count, most
+    ):
         texts = some_texts(seed)
         want = cooccurrence(
             texts, window=window, min_count=2, max_vocab=most, weighting=weighting, self_count=self_count

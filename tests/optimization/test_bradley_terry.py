@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import warnings
-from typing import Any
 
 import numpy as np
 import pytest
@@ -58,30 +56,6 @@ EXAMPLES = {
 ACCEPTS = {  # names of players may be strings
     "BradleyTerry.fit.pairs": {"string", "zero", "negative", "huge"},
 }
-
-
-def in_a_tree(summary: Any, chunks: Any, seed: int) -> dict[str, np.ndarray]:
-    """State of the chunks, some of them updates of one state, merged with their neighbours in a random tree."""
-    rng, states = np.random.default_rng(seed), [summary.init()]
-    for chunk in chunks:
-        grown = states.pop() if rng.random() < 0.3 else summary.init()
-        before = {key: value.copy() for key, value in grown.items()}
-        states.append(summary.update(grown, chunk, np.random.default_rng(0)))
-        for key, value in before.items():
-            np.testing.assert_array_equal(grown[key], value)  # the argument is as it was
-    while len(states) > 1:
-        i = int(rng.integers(len(states) - 1))
-        before = [{key: value.copy() for key, value in state.items()} for state in states[i : i + 2]]
-        whole = summary.merge(*states[i : i + 2])
-        for old, state in zip(before, states[i : i + 2], strict=True):
-            for key, value in old.items():
-                np.testing.assert_array_equal(state[key], value)
-        states[i : i + 2] = [whole]
-    buffer = io.BytesIO()
-    np.savez(buffer, **states[0])  # a state travels without pickle
-    buffer.seek(0)
-    with np.load(buffer, allow_pickle=False) as back:
-        return {key: back[key] for key in back.files}
 
 
 def cuts(n: int, seed: int) -> list[slice]:
@@ -486,7 +460,7 @@ class TestEstimator:
 
 class TestSummary:
     @given(st.integers(0, 2**32 - 1), st.booleans(), st.booleans())
-    def test_any_chunks_and_any_tree_give_the_fit_to_all_games(self, seed, named, weighted):
+    def test_any_chunks_and_any_tree_give_the_fit_to_all_games(self, in_a_tree, seed, named, weighted):
         rng = np.random.default_rng(seed)
         first = rng.integers(0, 6, 30)
         pairs = np.stack([first, (first + rng.integers(1, 6, 30)) % 6], axis=1)
@@ -506,7 +480,7 @@ class TestSummary:
         assert got is not model and not hasattr(model, "strengths_")
 
     @given(st.integers(0, 2**32 - 1), st.sampled_from([np.asarray, sp.csr_array, sp.coo_array]))
-    def test_tables_of_wins(self, seed, kind):
+    def test_tables_of_wins(self, in_a_tree, seed, kind):
         rng = np.random.default_rng(seed)
         tables = rng.poisson(1.0, (4, 5, 5)) * (1 - np.eye(5))
         summary = BradleyTerrySummary(BradleyTerry(prior="logistic"), n=5)
@@ -515,7 +489,7 @@ class TestSummary:
         np.testing.assert_array_equal(got.strengths_, want.strengths)
         assert got.classes_.tolist() == [0, 1, 2, 3, 4]
 
-    def test_fractions_to_rounding(self):
+    def test_fractions_to_rounding(self, in_a_tree):
         weights = np.random.default_rng(0).random(4)
         chunks = [(PAIRS[c, 0], PAIRS[c, 1], weights[c]) for c in cuts(4, 0)]
         got = SUMMARY.finish(in_a_tree(SUMMARY, chunks, 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from typing import Any
 
@@ -66,30 +65,6 @@ def tables(seed: int, n: int = 60, d: int = 5, m: int = 4, share: float = 0.6) -
     A[rng.random(n) > share] = 0
     B[rng.random(n) > share] = 0
     return sp.csr_array(A), sp.csr_array(B)
-
-
-def in_a_tree(summary: Any, chunks: Any, seed: int) -> dict[str, np.ndarray]:
-    """State of the chunks, some of them updates of one state, merged with their neighbours in a random tree."""
-    rng, states = np.random.default_rng(seed), [summary.init()]
-    for chunk in chunks:
-        grown = states.pop() if rng.random() < 0.3 else summary.init()
-        before = {key: value.copy() for key, value in grown.items()}
-        states.append(summary.update(grown, chunk, np.random.default_rng(0)))
-        for key, value in before.items():
-            np.testing.assert_array_equal(grown[key], value)  # the argument is as it was
-    while len(states) > 1:
-        i = int(rng.integers(len(states) - 1))
-        before = [{key: value.copy() for key, value in state.items()} for state in states[i : i + 2]]
-        whole = summary.merge(*states[i : i + 2])
-        for old, state in zip(before, states[i : i + 2], strict=True):
-            for key, value in old.items():
-                np.testing.assert_array_equal(state[key], value)
-        states[i : i + 2] = [whole]
-    buffer = io.BytesIO()
-    np.savez(buffer, **states[0])  # a state travels without pickle
-    buffer.seek(0)
-    with np.load(buffer, allow_pickle=False) as back:
-        return {key: back[key] for key in back.files}
 
 
 def cuts(n: int, seed: int) -> list[slice]:
@@ -576,7 +551,7 @@ class TestSummary:
         st.sampled_from(["norm2", "uniform"]),
         st.booleans(),
     )
-    def test_any_chunks_and_any_tree_give_the_sketch_of_all_rows(self, seed, size, method, weights, sparse):
+    def test_any_chunks_and_any_tree_give_the_sketch_of_all_rows(self, in_a_tree, seed, size, method, weights, sparse):
         A = tables(seed, n=40)[0]
         A = A if sparse else A.toarray()
         keys = np.random.default_rng(seed).permutation(1000)[:40]
@@ -593,7 +568,7 @@ class TestSummary:
         else:
             np.testing.assert_allclose(got.tau, want.tau, rtol=1e-13)
 
-    def test_string_keys_and_single_precision_stay(self):
+    def test_string_keys_and_single_precision_stay(self, in_a_tree):
         A = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
         keys = [f"row {i}" for i in range(30)]
         summary = CoordinatedSummary(7, seed=3)
@@ -602,7 +577,7 @@ class TestSummary:
         np.testing.assert_array_equal(got.rows, want.rows)
         assert got.rows.dtype == np.float32
 
-    def test_the_state_is_small_and_products_come_from_two_summaries(self):
+    def test_the_state_is_small_and_products_come_from_two_summaries(self, in_a_tree):
         rng = np.random.default_rng(0)
         A, B = rng.normal(size=(500, 3)), rng.normal(size=(500, 2))
         sketches = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -57,30 +56,6 @@ BOTH = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 def tolerance(dtype: Any) -> float:
     return 2e-5 if dtype == np.float32 else 1e-12
-
-
-def in_a_tree(summary: Any, chunks: Any, seed: int) -> dict[str, np.ndarray]:
-    """State of the chunks, some of them updates of one state, merged with their neighbours in a random tree."""
-    rng, states = np.random.default_rng(seed), [summary.init()]
-    for chunk in chunks:
-        grown = states.pop() if rng.random() < 0.3 else summary.init()
-        before = {key: value.copy() for key, value in grown.items()}
-        states.append(summary.update(grown, chunk, np.random.default_rng(0)))
-        for key, value in before.items():
-            np.testing.assert_array_equal(grown[key], value)  # the argument is as it was
-    while len(states) > 1:
-        i = int(rng.integers(len(states) - 1))
-        before = [{key: value.copy() for key, value in state.items()} for state in states[i : i + 2]]
-        whole = summary.merge(*states[i : i + 2])
-        for old, state in zip(before, states[i : i + 2], strict=True):
-            for key, value in old.items():
-                np.testing.assert_array_equal(state[key], value)
-        states[i : i + 2] = [whole]
-    buffer = io.BytesIO()
-    np.savez(buffer, **states[0])  # a state travels without pickle
-    buffer.seek(0)
-    with np.load(buffer, allow_pickle=False) as back:
-        return {key: back[key] for key in back.files}
 
 
 def cuts(n: int, seed: int) -> list[slice]:
@@ -397,7 +372,7 @@ def test_mixing_saves_one_hot_points() -> None:
 
 class TestSummary:
     @given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.floats(-1e6, 1e6))
-    def test_any_chunks_and_any_tree_give_the_moments_of_all_rows(self, seed, n, centre):
+    def test_any_chunks_and_any_tree_give_the_moments_of_all_rows(self, in_a_tree, seed, n, centre):
         X = np.random.default_rng(seed).normal(size=(n, 6)) + centre
         got = SUMMARY.finish(in_a_tree(SUMMARY, [X[c] for c in cuts(n, seed)], seed))
         Y = SUMMARY.operator.apply(X)
@@ -408,7 +383,7 @@ class TestSummary:
         covariance = got.components.T * got.variances @ got.components
         np.testing.assert_allclose(covariance, np.cov(Y.T), atol=1e-12 * size * max(1.0, size / 1e3))
 
-    def test_principal_components_against_a_singular_value_decomposition(self):
+    def test_principal_components_against_a_singular_value_decomposition(self, in_a_tree):
         rng = np.random.default_rng(0)
         X = rng.normal(size=(200, 60)) * np.geomspace(10, 0.1, 60) + 3
         summary = ProjectedGramSummary(fast_jl_operator(60, 16, density=0.5, rng=1), n_components=3)
@@ -420,7 +395,7 @@ class TestSummary:
         assert (got.components[np.arange(3), np.abs(got.components).argmax(axis=1)] > 0).all()
         assert summary.operator.T_apply(got.components).shape == (3, 60)
 
-    def test_a_mean_far_away_costs_no_digits(self):
+    def test_a_mean_far_away_costs_no_digits(self, in_a_tree):
         X = np.random.default_rng(0).normal(size=(400, 6))
         near, far = (
             SUMMARY.finish(in_a_tree(SUMMARY, [(X + c)[s] for s in cuts(400, 1)], 1)).variances for c in (0, 1e7)
