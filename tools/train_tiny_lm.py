@@ -2,8 +2,9 @@
 
     python -m tools.train_tiny_lm [--steps 4000]
 
-Under a quarter of an hour on two cores; on a GPU give it more steps. The text is that of the running Python, and sums
-round differently on other machines, so another run gives a model of the same quality, not the same bits.
+It took 20 minutes on two cores that other work shared; on a GPU give it more steps. The text is that of the running
+Python, and sums round differently on other machines, so another run gives a model of the same quality, not the same
+bits.
 """
 
 from __future__ import annotations

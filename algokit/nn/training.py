@@ -7,6 +7,7 @@ Chapter: notebooks/foundations/tiny_language_model.ipynb.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -527,8 +528,6 @@ def _check_training(loss: Any, params: Any, batches: Any, optimizer: Any) -> Non
 
 
 def _warn(message: str) -> None:
-    import warnings
-
     warnings.warn(message, AlgokitWarning, stacklevel=3)
 
 
