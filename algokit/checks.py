@@ -487,8 +487,8 @@ def check_rng(rng: RNGLike, name: str = "rng") -> np.random.Generator:
         raise ValueError(f"{name} must be a non-negative seed, got {_short(rng)}: {error}") from None
 
 
-def check_state(state: Any, name: str, keys: Collection[str]) -> dict[str, np.ndarray]:
-    """State of a mergeable summary: a dict of NumPy arrays with certain keys.
+def check_state(state: Any, name: str, keys: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """State of a mergeable summary: a flat dict of NumPy arrays without objects.
 
     Parameters
     ----------
@@ -496,18 +496,18 @@ def check_state(state: Any, name: str, keys: Collection[str]) -> dict[str, np.nd
         What to check.
     name : str
         Name of the argument, for the message.
-    keys : collection of str
+    keys : collection of str, optional
         The keys that it must have, and no others.
 
     Returns
     -------
     dict of str to numpy.ndarray
-        ``state`` itself.
+        The state. NumPy's numbers have become arrays without axes, as the sum of two such arrays is a number.
 
     Raises
     ------
     TypeError
-        If ``state`` is not a dict of NumPy arrays.
+        If ``state`` is not a dict of NumPy arrays with strings as keys, or an array holds objects.
     ValueError
         If its keys are others.
 
@@ -516,12 +516,17 @@ def check_state(state: Any, name: str, keys: Collection[str]) -> dict[str, np.nd
     >>> check_state({"wins": np.zeros(3)}, "state", ("wins", "names"))
     Traceback (most recent call last):
         ...
-    ValueError: state must be a state with the keys ['names', 'wins'], got ['wins']
+    ValueError: state must be a state with the keys ['names', 'wins'], got ['wins']: is it another summary's?
     """
-    if not isinstance(state, dict) or not all(isinstance(a, np.ndarray) for a in state.values()):
-        raise TypeError(f"{name} must be a state: a dict of NumPy arrays, got {type(state).__name__}")
-    if set(state) != set(keys):
-        raise ValueError(f"{name} must be a state with the keys {sorted(keys)}, got {sorted(map(str, state))}")
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise TypeError(f"{name} must be a state: a dict of NumPy arrays by name, got {type(state).__name__}")
+    state = {key: np.asarray(x) if isinstance(x, np.generic) else x for key, x in state.items()}
+    for key, value in state.items():
+        if not isinstance(value, np.ndarray) or value.dtype.hasobject:
+            kind = f"dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+            raise TypeError(f"{name} must hold NumPy arrays without objects, got {kind} under {key!r}")
+    if keys is not None and set(state) != set(keys):
+        raise ValueError(f"{name} must be a state with the keys {sorted(keys)}, got {sorted(state)}: is it another summary's?")
     return state
 
 

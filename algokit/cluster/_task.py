@@ -12,7 +12,8 @@ import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
 from algokit.arrays import array_namespace, is_array
-from algokit.cluster.summaries import State, Summary, TreeMerger, check_state
+from algokit.checks import check_state
+from algokit.cluster.summaries import State, Summary, TreeMerger
 
 Signature = tuple[tuple[tuple[int, ...], str], ...]  # of each array of a chunk: shape without the first axis, dtype
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from algokit.arrays import Array, array_namespace, to_numpy
-from algokit.checks import check_array, check_int
+from algokit.checks import check_array, check_int, check_state
 
 __all__ = [
     "GramSummary",
@@ -67,21 +67,6 @@ def check_summary(summary: Any) -> Summary:
         what = f"a {type(summary).__name__} without {', '.join(missing)}" if missing else f"the class {summary!r}"
         raise TypeError(f"summary must be an object with the methods init, update, merge and finish, got {what}")
     return summary
-
-
-def check_state(state: Any, name: str, *, keys: Iterable[str] | None = None) -> State:
-    """``state``, when it is a flat dict of arrays without objects (and has exactly these keys); numbers of NumPy's
-    become arrays without axes, as the sum of two such arrays is a number."""
-    if not isinstance(state, dict) or not all(isinstance(k, str) for k in state):
-        raise TypeError(f"{name} must be a dict of NumPy arrays with names as keys, got {type(state).__name__}")
-    state = {key: np.asarray(x) if isinstance(x, np.generic) else x for key, x in state.items()}
-    for key, value in state.items():
-        if not isinstance(value, np.ndarray) or value.dtype.hasobject:
-            kind = f"dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-            raise TypeError(f"{name} must hold NumPy arrays without objects, got {kind} under {key!r}")
-    if keys is not None and set(state) != set(keys):
-        raise ValueError(f"{name} must have the keys {sorted(keys)}, got {sorted(state)}: is it another summary's?")
-    return state
 
 
 def state_nbytes(state: State) -> int:

@@ -169,7 +169,7 @@ def test_misfits_are_refused() -> None:
         MOMENTS.merge(STATE, wide)
     with pytest.raises(ValueError, match="chunk must be 5 columns wide"):
         MOMENTS.update(wide, X)
-    with pytest.raises(ValueError, match=r"b must have the keys .* another summary's"):
+    with pytest.raises(ValueError, match=r"b must be a state with the keys .* another summary's"):
         MOMENTS.merge(STATE, SUM)
     with pytest.raises(ValueError, match="overflow"):
         GRAM.update(GRAM.init(), np.full((2, 2), 1e200))
