@@ -526,7 +526,9 @@ def check_state(state: Any, name: str, keys: Collection[str] | None = None) -> d
             kind = f"dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
             raise TypeError(f"{name} must hold NumPy arrays without objects, got {kind} under {key!r}")
     if keys is not None and set(state) != set(keys):
-        raise ValueError(f"{name} must be a state with the keys {sorted(keys)}, got {sorted(state)}: is it another summary's?")
+        raise ValueError(
+            f"{name} must be a state with the keys {sorted(keys)}, got {sorted(state)}: is it another summary's?"
+        )
     return state
 
 
